@@ -1,0 +1,5 @@
+"""Eventmill: event-driven workflows for research data."""
+
+from eventmill.sdk.event import Event
+
+__all__ = ["Event"]
