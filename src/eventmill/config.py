@@ -1,0 +1,189 @@
+"""Settings: one TOML file, every key with unit, default and reason; unknown keys are refused.
+
+Precedence: what a command passes, then environment (`EVENTMILL_SERVER__PORT=…`), then the file, then the defaults.
+`eventmill check` prints the effective configuration.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from eventmill.errors import InvalidConfig
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Server(_Section):
+    data_dir: Path = Path(".eventmill")
+    """Store, keys, code cache, jobs. Mode 0700."""
+    host: str = "127.0.0.1"
+    port: int = Field(3233, ge=0, le=65535)
+    """0: any free port; the one chosen is written to `data_dir/address`."""
+    allowed_hosts: list[str] = ["127.0.0.1", "localhost", "[::1]"]
+    """Values of the HTTP `Host` header that are answered (a web page must not reach the server by DNS tricks)."""
+    log_format: Literal["text", "json"] = "text"
+    drain_timeout_s: float = 10.0
+    """On shutdown functions under way get this long to finish; what has not is started again by the next server."""
+
+
+class Functions(_Section):
+    engine: Literal["pool"] = "pool"
+    workers_max: int = Field(default_factory=lambda: max(8, 4 * (os.cpu_count() or 2)), ge=1)
+    """Functions that run at once on this server."""
+    idle_retire_s: float = 600.0
+    """A worker without work for this long is ended."""
+    isolation: Literal["auto", "none"] = "auto"
+    """auto: own namespaces where the kernel allows it, else only one Eventmill namespace is served; none: as it is."""
+    preload: list[str] = []
+    """Modules that every worker starts with (numpy, h5py): loaded once, shared by all."""
+
+
+class Pool(_Section):
+    kind: Literal["local"] = "local"
+    cpus: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
+    memory_mb: int = Field(default=0, ge=0)
+    """What jobs may request together; 0: three quarters of this machine's memory."""
+
+
+class PathMap(_Section):
+    """One row of `[[paths]]`: the name users know, what the storage system calls it, where this machine opens it."""
+
+    subject: str
+    source: str | None = None
+    local: str | None = None
+
+
+class FileSource(_Section):
+    path: Path
+    """Root of the tree to watch, as this machine sees it."""
+    start: Literal["new", "all"] = "new"
+    """What was there before the very first start: ignored, or announced."""
+
+
+class Limits(_Section):
+    """Everything that is bounded, in one place; units last in the names."""
+
+    event_bytes: int = 1 << 20
+    batch_events: int = 1000
+    """Events in one HTTP batch, and records in one engine transaction."""
+    payload_bytes: int = 1 << 20
+    """Parameters and result of an activation."""
+    code_bytes: int = 48 << 20
+    archive_files: int = 10_000
+    archive_bytes: int = 512 << 20
+    """Unpacked size of an archive."""
+    function_timeout_ms: int = 300_000
+    """The longest time limit that an action may ask for."""
+    function_memory_mb: int = 4096
+    sequence_components: int = 50
+    map_elements: int = 1_000_000
+    pattern_bytes: int = 64 << 10
+    or_alternatives: int = 1000
+    """Combinations that the `$or`s of one pattern may stand for."""
+    keyless_rules: int = 200
+    rules: int = 1_000_000
+    depth: int = 16
+    """Completions between the first event and an activation: the loop guard."""
+    attempts_event: int = 3
+    attempts_call: int = 1
+    retry_first_s: float = 1.0
+    retry_factor: float = 4.0
+    retry_max_s: float = 300.0
+    interruptions: int = 10
+    """A server that dies this often under an activation makes it a dead letter."""
+    pending_per_namespace: int = 1_000_000
+    """Activations that wait or run; beyond it a namespace's matches become dead letters `throttled`."""
+    window_per_action: int = 64
+    """Pending activations of one action that are in memory; the rest wait on disk."""
+    jobs_in_queue: int = 1000
+    """Jobs of one pool that are handed over at once; the rest wait on disk."""
+    disk_free_mb: int = 200
+    """Below it ingress answers 503 and reading pauses."""
+
+
+class Retention(_Section):
+    activations_days: float = 30
+    log_days: float = 7
+    log_mb: int = 10_000
+    dead_letters_days: float = 90
+    dedup_keep_days: float = 400
+    """How long the ledger remembers that an event has been dealt with."""
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix="EVENTMILL_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+
+    server: Server = Server()
+    functions: Functions = Functions()
+    pools: dict[str, Pool] = {"local": Pool()}
+    """Batch systems by name; an action's annotation `pool` chooses one, else the first."""
+    paths: list[PathMap] = []
+    files: list[FileSource] = []
+    limits: Limits = Limits()
+    retention: Retention = Retention()
+
+    @model_validator(mode="after")
+    def _check(self) -> Settings:
+        if not self.pools:
+            raise ValueError("pools: at least one pool is needed")
+        for row in self.paths:
+            if not row.subject.startswith("/"):
+                raise ValueError(f"paths: subject '{row.subject}' must start with '/'")
+        return self
+
+
+def load(file: Path | None = None, **overrides: Any) -> Settings:
+    """Read the configuration.
+
+    `overrides` are sections as dicts (`server={"port": 0}`), merged over the file's. Raises InvalidConfig, which names
+    the file, the key and, for an unknown key, the nearest known one.
+    """
+    table: dict[str, Any] = {}
+    if file is not None:
+        try:
+            table = tomllib.loads(file.read_text())
+        except OSError as e:
+            raise InvalidConfig(f"can't read configuration {file}: {e.strerror}") from e
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+            raise InvalidConfig(f"{file} is not valid TOML: {e}") from e
+    for section, values in overrides.items():
+        table[section] = {**table.get(section, {}), **values} if isinstance(values, dict) else values
+    try:
+        return Settings(**table)
+    except ValidationError as e:
+        raise InvalidConfig(f"{file or 'configuration'}: " + "; ".join(_explain(error) for error in e.errors())) from e
+
+
+def _explain(error: Any) -> str:
+    """One of pydantic's errors in a line: where, what, and what may have been meant."""
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] != "extra_forbidden":
+        return f"{where}: {error['msg']}" if where else str(error["msg"])
+    known = _keys_beside(error["loc"])
+    near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+    return f"{where}: unknown key" + (f" (did you mean '{near[0]}'?)" if near else f" (known here: {', '.join(known)})")
+
+
+def _keys_beside(loc: tuple[Any, ...]) -> list[str]:
+    """The keys that are known where `loc` points to an unknown one."""
+    sections: dict[str, type[BaseModel]] = {
+        "server": Server, "functions": Functions, "pools": Pool, "paths": PathMap, "files": FileSource,
+        "limits": Limits, "retention": Retention,
+    }  # fmt: skip
+    model = sections.get(str(loc[0])) if len(loc) > 1 else None
+    return sorted((model or Settings).model_fields)

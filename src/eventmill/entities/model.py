@@ -1,0 +1,157 @@
+"""Actions, triggers, rules and activations as plain values. No I/O, no clock.
+
+The JSON documents of packages, actions, triggers and rules are OpenWhisk's (design, section 7); these classes hold what
+the engine and the executors need of them, ready to use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import Any
+
+from eventmill.entities.states import State
+
+Document = dict[str, Any]
+"""An entity as OpenWhisk's JSON object."""
+
+
+class Category(StrEnum):
+    """Who runs an action: the function executor, the batch system, or the engine itself."""
+
+    FUNCTION = "function"
+    JOB = "job"
+    SEQUENCE = "sequence"
+    MAP = "map"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one run of an action may use. `instances`: how many activations of it run at once (None: the server's)."""
+
+    timeout_ms: int = 60_000
+    memory_mb: int = 256
+    logs_mb: int = 10
+    instances: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Action:
+    """One revision of an action: what an activation was recorded with stays what it runs.
+
+    `kind`: `python:3.11` and its like, `job`, `sequence`, `map`.
+    `code`: digest of the code in the store (functions: source text or base64 zip; jobs: base64 zip with the description).
+    `components`: qualified names of a sequence's actions, or a map's one action.
+    """
+
+    namespace: str
+    name: str
+    """With its package: `name` or `package/name`."""
+    version: str
+    revision: int
+    kind: str
+    code: str | None = None
+    binary: bool = False
+    main: str | None = None
+    components: tuple[str, ...] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Bound parameters, the package's included."""
+    init_parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Those marked `init`: environment of the code, not part of the parameters."""
+    annotations: Mapping[str, Any] = field(default_factory=dict)
+    limits: Limits = Limits()
+
+    @property
+    def qualified(self) -> str:
+        """`namespace/[package/]name`."""
+        return f"{self.namespace}/{self.name}"
+
+    @property
+    def category(self) -> Category:
+        match self.kind:
+            case "job" | "sequence" | "map":
+                return Category(self.kind)
+            case _:
+                return Category.FUNCTION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """An active rule, joined with its trigger: what the engine needs to turn a match into an activation."""
+
+    uid: str
+    namespace: str
+    name: str
+    trigger: str
+    action: str
+    """Qualified name; its revision is looked up when a match is recorded."""
+    pattern: Mapping[str, Any] | None
+    """None: only fired by hand."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """The trigger's parameters: defaults below the event's attributes."""
+
+
+class Status(IntEnum):
+    """OpenWhisk's outcome codes."""
+
+    SUCCESS = 0
+    APPLICATION_ERROR = 1
+    DEVELOPER_ERROR = 2
+    INTERNAL_ERROR = 3
+
+    @property
+    def text(self) -> str:
+        return ("success", "application error", "action developer error", "whisk internal error")[self]
+
+
+@dataclass(slots=True, kw_only=True)
+class Activation:
+    """One run of one action for one cause (a row of the store). Times are epoch milliseconds."""
+
+    id: str
+    namespace: str
+    action: str
+    revision: int
+    category: Category
+    state: State
+    partition: int
+    """Row id of the partition that it belongs to."""
+    params: bytes
+    """JSON object (or array): the event, the predecessor's result, or a call's arguments."""
+    attempt: int = 1
+    """Number of the current attempt; grows with every retry and replay."""
+    attempts_left: int = 0
+    """How many more times a failure is retried."""
+    interruptions: int = 0
+    """How often a server died under it."""
+    finishes: int = 0
+    """How often it has finished: replays finish again."""
+    created: int = 0
+    due: int = 0
+    """Not before this time (a retry's back-off); 0: at once."""
+    started: int | None = None
+    ended: int | None = None
+    deadline: int | None = None
+    """A chain that has not finished by then has failed."""
+    handle: str | None = None
+    """What the executor calls it (a job's schedd#cluster.proc)."""
+    status: Status | None = None
+    result: bytes | None = None
+    logs: tuple[str, ...] = ()
+    usage: Mapping[str, Any] | None = None
+    """Attempt's facts from the executor: host, initTime in ms, exit code, memory, …"""
+    rule: str | None = None
+    """Qualified name of the rule; None: called by hand, or a step."""
+    cause_source: str | None = None
+    cause_id: str | None = None
+    """The event that caused it."""
+    parent: str | None = None
+    """The chain's or map's activation of which this is a step."""
+    index: int = 0
+    """Its place in the parent: step of the sequence, element of the map."""
+    depth: int = 0
+    """How many completions lie between the first event and this one: the loop guard."""
+    traceparent: str | None = None
+    chain: bytes | None = None
+    """A sequence's or map's own state, JSON: pinned components and how far it is."""
