@@ -26,7 +26,7 @@ class Server(_Section):
     data_dir: Path = Path(".eventmill")
     """Store, keys, code cache, jobs. Mode 0700."""
     host: str = "127.0.0.1"
-    port: int = Field(3233, ge=0, le=65535)
+    port: int = Field(default=3233, ge=0, le=65535)
     """0: any free port; the one chosen is written to `data_dir/address`."""
     allowed_hosts: list[str] = ["127.0.0.1", "localhost", "[::1]"]
     """Values of the HTTP `Host` header that are answered (a web page must not reach the server by DNS tricks)."""

@@ -41,7 +41,7 @@ class Action:
     """One revision of an action: what an activation was recorded with stays what it runs.
 
     `kind`: `python:3.11` and its like, `job`, `sequence`, `map`.
-    `code`: digest of the code in the store (functions: source text or base64 zip; jobs: base64 zip with the description).
+    `code`: digest of the code in the store (functions: source text or base64 zip; jobs: base64 zip).
     `components`: qualified names of a sequence's actions, or a map's one action.
     """
 

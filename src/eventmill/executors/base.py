@@ -34,7 +34,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accepted:
-    """The executor has taken the attempt and calls it `handle`. A two-phase executor does not start it before `release`."""
+    """The executor has taken the attempt, as `handle`. A two-phase executor does not start it before `release`."""
 
     activation: str
     attempt: int
@@ -113,6 +113,7 @@ class Executor(ABC):
     def submit(self, attempts: Sequence[Attempt]) -> None:
         """Take these attempts, in order. Submitting one that is under way already is harmless."""
 
+    @abstractmethod
     def release(self, handles: Sequence[str]) -> None:
         """Let accepted attempts run (two-phase executors). Repeating it is harmless."""
 
