@@ -1,1 +1,5 @@
-"""(see design)"""
+"""The log that events flow on: embedded (a table of the store) or Kafka."""
+
+from eventmill.backbone.base import Backbone, Batch, Partition
+
+__all__ = ["Backbone", "Batch", "Partition"]

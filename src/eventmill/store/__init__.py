@@ -1,1 +1,21 @@
-"""(see design)"""
+"""Entities, activations, ledger, dead letters and positions: all that must be written together, in one place."""
+
+from eventmill.store.activations import Row
+from eventmill.store.base import Store, Tx
+from eventmill.store.dead_letters import DeadLetter
+from eventmill.store.entities import Change, Entities, Stored, to_action
+from eventmill.store.keys import Identity
+from eventmill.store.sqlite import SqliteStore
+
+__all__ = [
+    "Change",
+    "DeadLetter",
+    "Entities",
+    "Identity",
+    "Row",
+    "SqliteStore",
+    "Store",
+    "Stored",
+    "Tx",
+    "to_action",
+]

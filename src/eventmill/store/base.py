@@ -1,0 +1,147 @@
+"""The contract of the store: one `transact`, in which everything that belongs together is written together.
+
+Nothing else in the system commits. `Tx` is what a transaction's work may do; it is the same for every database.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import orjson
+from sqlalchemy import Connection, and_, delete, insert, select, update
+
+from eventmill.backbone.base import Partition
+from eventmill.errors import LostPartition
+from eventmill.store import schema
+from eventmill.store.activations import Activations
+from eventmill.store.dead_letters import DeadLetters
+from eventmill.store.entities import Entities
+from eventmill.store.keys import Keys
+
+T = TypeVar("T")
+
+
+class Tx:
+    """One transaction. Valid only inside the work that it was given to."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.activations = Activations(connection)
+        self.entities = Entities(connection)
+        self.dead_letters = DeadLetters(connection)
+        self.keys = Keys(connection)
+        self.emitted = 0
+        """Events put into the log by this transaction."""
+
+    # the log
+
+    def emit(self, values: Sequence[bytes], now_ms: int) -> None:
+        """Append events (JSON) to the log, atomically with everything else in this transaction."""
+        if values:
+            self._connection.exec_driver_sql(
+                "INSERT INTO log (time, value) VALUES (?, ?)", [(now_ms, v) for v in values]
+            )
+            self.emitted += len(values)
+
+    def records(self, after: int, limit: int) -> tuple[list[int], list[bytes]]:
+        """Offsets and values of the records behind this offset."""
+        rows = self._connection.exec_driver_sql(
+            'SELECT "offset", value FROM log WHERE "offset">? ORDER BY "offset" LIMIT ?', (after, limit)
+        ).fetchall()
+        return [r[0] for r in rows], [r[1] for r in rows]
+
+    def forget_records(self, before_ms: int, bytes_max: int, position: int, limit: int) -> int:
+        """Delete records that have been dealt with (offset <= `position`) and are too old, or the oldest ones while the
+        log is larger than `bytes_max`; at most `limit`, and never the newest. Returns how many."""
+        low, high, size = self._connection.exec_driver_sql(
+            'SELECT min("offset"), max("offset"), sum(length(value)) FROM log'
+        ).one()
+        if low is None:
+            return 0
+        end = min(position + 1, high, low + limit)
+        if size > bytes_max:
+            surplus = self._surplus(size - bytes_max, end)
+            aged = self._connection.exec_driver_sql(
+                'DELETE FROM log WHERE "offset"<? AND ("offset"<=? OR time<?)', (end, surplus, before_ms)
+            )
+        else:
+            aged = self._connection.exec_driver_sql('DELETE FROM log WHERE "offset"<? AND time<?', (end, before_ms))
+        return aged.rowcount
+
+    def _surplus(self, surplus_bytes: int, end: int) -> int:
+        """The offset up to which records have to go to free this many bytes."""
+        total, last = 0, -1
+        for offset, size in self._connection.exec_driver_sql(
+            'SELECT "offset", length(value) FROM log WHERE "offset"<? ORDER BY "offset"', (end,)
+        ):
+            if total >= surplus_bytes:
+                break
+            total, last = total + size, offset
+        return last
+
+    # partitions
+
+    def claim_partition(self, topic: str, number: int, start: int) -> tuple[Partition, int]:
+        """Take a partition: its epoch grows, so that whoever had it before can write nothing more. Returns it with its
+        position; a partition never seen before begins at `start`."""
+        t = schema.partitions
+        row = self._connection.execute(select(t).where(and_(t.c.topic == topic, t.c.number == number))).first()
+        if row is None:
+            values = {"topic": topic, "number": number, "epoch": 1, "position": start}
+            id = self._connection.execute(insert(t).values(**values).returning(t.c.id)).scalar_one()
+            return Partition(id, topic, number, 1), start
+        self._connection.execute(update(t).where(t.c.id == row.id).values(epoch=row.epoch + 1))
+        return Partition(row.id, topic, number, row.epoch + 1), row.position
+
+    def hold(self, partition: Partition) -> None:
+        """Raise LostPartition unless the partition is still in this owner's term: nothing is written then."""
+        row = self._connection.exec_driver_sql("SELECT epoch FROM partitions WHERE id=?", (partition.id,)).first()
+        if row is None or row[0] != partition.epoch:
+            raise LostPartition(f"{partition.topic}/{partition.number} has another owner now")
+
+    def advance(self, partition: Partition, position: int) -> None:
+        """The log has been dealt with up to here. Raises LostPartition like `hold`."""
+        result = self._connection.exec_driver_sql(
+            "UPDATE partitions SET position=? WHERE id=? AND epoch=?", (position, partition.id, partition.epoch)
+        )
+        if result.rowcount != 1:
+            raise LostPartition(f"{partition.topic}/{partition.number} has another owner now")
+
+    # state of sources
+
+    def source_state(self, name: str) -> Any:
+        t = schema.source_state
+        value = self._connection.execute(select(t.c.value).where(t.c.name == name)).scalar_one_or_none()
+        return None if value is None else orjson.loads(value)
+
+    def set_source_state(self, name: str, value: Any) -> None:
+        t = schema.source_state
+        self._connection.execute(delete(t).where(t.c.name == name))
+        self._connection.execute(insert(t).values(name=name, value=orjson.dumps(value)))
+
+
+class Store(ABC):
+    """Entities, activations, ledger, dead letters and positions."""
+
+    @abstractmethod
+    async def transact(self, work: Callable[[Tx], T], *, durable: bool = False) -> T:
+        """Run `work` in one transaction and commit it; roll back if it raises.
+
+        `durable`: return only when a power cut can't take the commit back (what the outside relies on: an accepted
+        event, a job's handle, an answer). Without it a killed process loses nothing, and a power cut only what the log
+        brings again. Raises Unavailable if the disk is full.
+        """
+
+    @abstractmethod
+    async def read(self, query: Callable[[Tx], T]) -> T:
+        """Run a query that may take long beside the transactions; it sees what is committed and writes nothing."""
+
+    @abstractmethod
+    async def durable(self) -> None:
+        """Return when everything committed so far is durable."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the database."""

@@ -1,0 +1,61 @@
+"""Keys of namespaces, `uuid:secret` as OpenWhisk's. Only a digest of the secret is kept: it is long and random, so that
+a plain BLAKE2b can't be searched."""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from hmac import compare_digest
+
+import orjson
+from sqlalchemy import Connection, delete, insert, select
+
+from eventmill.store import schema
+
+_ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a key speaks for. `sources`: prefixes of the event sources that it may post."""
+
+    namespace: str
+    uuid: str
+    sources: tuple[str, ...]
+
+    def may_post(self, source: str) -> bool:
+        return any(source.startswith(prefix) for prefix in self.sources)
+
+
+class Keys:
+    """Keys, in one transaction."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def create(self, namespace: str, sources: Sequence[str], now_ms: int) -> str:
+        """Make a key; the answer `uuid:secret` is seen this once."""
+        name, secret = str(uuid.uuid4()), "".join(secrets.choice(_ALPHABET) for _ in range(64))
+        values = {"uuid": name, "namespace": namespace, "hash": _hash(secret), "created": now_ms}
+        self._connection.execute(insert(schema.keys).values(sources=orjson.dumps(list(sources)), **values))
+        return f"{name}:{secret}"
+
+    def identify(self, name: str, secret: str) -> Identity | None:
+        """The key's namespace; None if there is no such key."""
+        t = schema.keys
+        row = self._connection.execute(select(t).where(t.c.uuid == name)).first()
+        if row is None or not compare_digest(row.hash, _hash(secret)):
+            return None
+        return Identity(row.namespace, row.uuid, tuple(orjson.loads(row.sources)))
+
+    def delete(self, namespace: str) -> int:
+        """Withdraw all keys of a namespace."""
+        t = schema.keys
+        return self._connection.execute(delete(t).where(t.c.namespace == namespace)).rowcount
+
+
+def _hash(secret: str) -> bytes:
+    return blake2b(secret.encode(), digest_size=32, person=b"eventmill key").digest()
