@@ -8,9 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 from datetime import datetime, timezone
-from typing import Any, Dict, Optional
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, Optional
+
+    JsonObject = Dict[str, Any]
+else:
+    JsonObject = dict
 
 ATTRIBUTES = ("specversion", "id", "source", "type", "subject", "time", "datacontenttype", "dataschema")
 """The attributes that the specification defines; `data` and `data_base64` are the payload, all else extensions."""
@@ -19,7 +25,7 @@ PATHS_ENV = "EVENTMILL_PATHS"
 """Environment variable with the server's `[[paths]]` table: a JSON list of [subject prefix, local prefix]."""
 
 
-class Event(Dict[str, Any]):
+class Event(JsonObject):
     """A CloudEvent 1.0 in its structured JSON form.
 
     >>> event = Event.new("org.example.done", "//lab/device", subject="/run/1.h5", data={"frames": 3})
@@ -38,11 +44,11 @@ class Event(Dict[str, Any]):
         id: Optional[str] = None,
         time: Optional[str] = None,
         **extensions: Any,
-    ) -> "Event":
+    ) -> Event:
         """Make an event; `id` is random and `time` is now unless given; `extensions` are extension attributes."""
         event = cls(
             specversion="1.0",
-            id=id or uuid.uuid4().hex,
+            id=id or os.urandom(16).hex(),
             source=source,
             type=type,
             time=time or datetime.now(timezone.utc).isoformat().replace("+00:00", "Z"),

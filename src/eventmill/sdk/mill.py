@@ -1,0 +1,216 @@
+"""The `Mill`: one flow's actions and the rules that start them. Making one touches no file and no server."""
+
+from __future__ import annotations
+
+from types import FunctionType
+
+from eventmill.sdk.actions import (
+    Action,
+    Function,
+    Map,
+    PythonJob,
+    Sequence,
+    SubmitJob,
+    checked_action,
+    checked_mapping,
+    checked_name,
+    checked_paths,
+    same,
+)
+from eventmill.sdk.errors import FlowError, caller
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, Iterable, Mapping, Optional, TypeVar, Union
+
+    AnyAction = TypeVar("AnyAction", bound=Action)
+    JsonObject = Dict[str, Any]
+else:
+    JsonObject = dict
+
+
+class Schedule(JsonObject):
+    """When a trigger fires by the clock: `{"every_s": 600.0}`, or `{"cron": "0 3 * * *", "timezone": "UTC"}`."""
+
+
+class Rule:
+    """A pattern or schedule and the action that it starts. Its name is its identity: events are counted by it."""
+
+    def __init__(self, name: str, pattern: Mapping[str, Any], action: Action) -> None:
+        self.name = name
+        self.pattern = pattern
+        self.action = action
+        self.where = caller()
+
+
+class Mill:
+    """A flow's actions and rules; its name is the package that they are deployed as.
+
+    `include`: files and folders beside the flow file that its Python code needs (modules that it imports while it is
+    loaded come along by themselves). `parameters`: bound to every function and job, below what they are called with;
+    a deploy may give them other values.
+    """
+
+    def __init__(
+        self, name: str, *, include: Iterable[str] = (), parameters: Optional[Mapping[str, Any]] = None
+    ) -> None:
+        self.name = checked_name(name, "Mill")
+        if name == "default":
+            raise FlowError("Mill('default'): this package name is reserved: choose another")
+        self.include = checked_paths(include)
+        self.parameters = checked_mapping(parameters, "parameters")
+        self.actions: Dict[str, Action] = {}
+        self.rules: Dict[str, Rule] = {}
+        self.where = caller()
+
+    def __repr__(self) -> str:
+        return f"<Mill {self.name}>"
+
+    def function(
+        self,
+        function: Any = None,
+        *,
+        name: Optional[str] = None,
+        timeout: Union[float, str, None] = None,
+        memory: Optional[str] = None,
+        logs: Optional[str] = None,
+        instances: Optional[int] = None,
+        retries: Optional[int] = None,
+        parameters: Optional[Mapping[str, Any]] = None,
+        init: Optional[Mapping[str, Any]] = None,
+        on_error: Optional[Action] = None,
+    ) -> Any:
+        """Make a function of a Python function, as decorator or call, with or without options.
+
+        `timeout`: seconds or "30s". `memory`, `logs`: "256MB". `instances`: how many run at once at most. `retries`:
+        how many further attempts a failed one gets. `parameters`: bound below what it is called with. `init`: given to
+        its code as environment variables. `on_error`: the action that gets the failed activation. What is left out is
+        the server's default.
+        """
+
+        def define(function: FunctionType) -> Function:
+            action = Function(
+                self,
+                function,
+                name,
+                memory=memory,
+                logs=logs,
+                instances=instances,
+                init=init,
+                on_error=self._on_error(on_error),
+                timeout=timeout,
+                retries=retries,
+                parameters=parameters,
+            )
+            return self._define(action)
+
+        return define if function is None else define(function)
+
+    def job(
+        self,
+        what: Any = None,
+        *,
+        name: Optional[str] = None,
+        cpus: Optional[int] = None,
+        memory: Optional[str] = None,
+        timeout: Union[float, str, None] = None,
+        pool: Optional[str] = None,
+        include: Iterable[str] = (),
+        submit: Optional[Mapping[str, str]] = None,
+        retries: Optional[int] = None,
+        parameters: Optional[Mapping[str, Any]] = None,
+        on_error: Optional[Action] = None,
+    ) -> Any:
+        """Make a job: `mill.job("calibrate.sub")` of a submit description, or, as a decorator, of a Python function.
+
+        `cpus`, `memory` ("16GB"): what it requests. `submit`: further submit commands, such as
+        {"container_image": "/images/analysis.sif"} (both for Python jobs: a description says it itself).
+        `pool`: the batch system, by the server's name for it. `include`: files that come along into its working
+        directory. The rest as for functions.
+        """
+        common = {
+            "timeout": timeout,
+            "retries": retries,
+            "parameters": parameters,
+            "on_error": self._on_error(on_error),
+        }
+        if isinstance(what, str):
+            if cpus is not None or memory is not None or submit is not None:
+                raise FlowError(f"job({what!r}): cpus, memory and other submit commands belong into the description")
+            return self._define(SubmitJob(self, what, name, pool=pool, include=include, **common))
+
+        def define(function: FunctionType) -> PythonJob:
+            action = PythonJob(
+                self, function, name, cpus=cpus, memory=memory, pool=pool, include=include, submit=submit, **common
+            )
+            return self._define(action)
+
+        return define if what is None else define(what)
+
+    def sequence(self, name: str, *actions: Action, on_error: Optional[Action] = None) -> Sequence:
+        """A sequence with a name of its own: one step of a sequence that it is part of, with its own `on_error`."""
+        if not actions:
+            raise FlowError(f"sequence({name!r}) has no steps: name the actions that it consists of")
+        steps = tuple(step for action in actions for step in checked_action(action, "a step").steps())
+        return self._define(Sequence(self, steps, checked_name(name, "sequence"), self._on_error(on_error)))
+
+    def map(
+        self,
+        action: Optional[Action] = None,
+        *,
+        partial: bool = False,
+        name: Optional[str] = None,
+        on_error: Optional[Action] = None,
+    ) -> Map:
+        """Run one action per element of the previous result's `items`; the result is `{"items": […], "failed": […]}`.
+
+        `partial`: the map succeeds even if some elements have failed.
+        """
+        if action is None:
+            raise FlowError("map() of nothing: name the action that is run for each element")
+        element = self.use(checked_action(action, "what is mapped"))
+        return self._define(Map(self, element, partial, name, self._on_error(on_error)))
+
+    def on(self, pattern: Any = None, action: Optional[Action] = None, *, name: Optional[str] = None) -> None:
+        """Start this action for every event that matches the pattern (or at every tick of a schedule).
+
+        The rule is named after its action unless it is given a name.
+        """
+        if pattern is None or isinstance(pattern, (Action, FunctionType)):
+            raise FlowError('on() needs a pattern first, such as on(files.written("/data/**/*.h5"), action)')
+        _check_pattern(pattern)
+        started = self.use(checked_action(action, "what on() starts"))
+        rule = Rule(checked_name(name or started.name, "rule"), pattern, started)
+        if rule.name in self.rules:
+            where = self.rules[rule.name].where
+            raise FlowError(f"rule '{rule.name}' exists already ({where}): give this one a name: on(…, name=…)")
+        self.rules[rule.name] = rule
+
+    def use(self, action: Action) -> Action:
+        """The action as it is deployed: an anonymous sequence becomes one of its mill's actions when it is used."""
+        return action.mill._define(action) if isinstance(action, Sequence) else action
+
+    def _on_error(self, action: Optional[Action]) -> Optional[Action]:
+        return None if action is None else self.use(checked_action(action, "on_error"))
+
+    def _define(self, action: AnyAction) -> AnyAction:
+        checked_name(action.name, action.word)
+        known = self.actions.setdefault(action.name, action)
+        if known is not action and not same(known, action):
+            raise FlowError(
+                f"the name '{action.name}' is taken by a {known.word} ({known.where}): give one of them name=…"
+            )
+        return known  # type: ignore[return-value]  # of the same kind, or we would not be here
+
+
+def _check_pattern(pattern: object, path: str = "") -> None:
+    """Refuse what is not an object with lists as leaves: the commonest slip. The rest is the server's to check."""
+    if not isinstance(pattern, dict) or not pattern:
+        raise FlowError(f"{pattern!r} is not a pattern: write a dict, or make one by files.written(…) and its like")
+    if isinstance(pattern, Schedule):
+        return
+    for key, value in pattern.items():
+        if isinstance(value, dict):
+            _check_pattern(value, f"{path}{key}.")
+        elif not isinstance(value, list):
+            raise FlowError(f"pattern at {path}{key}: {value!r} must be in a list of alternatives: [{value!r}]")
