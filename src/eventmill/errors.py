@@ -32,6 +32,9 @@ class InvalidInput(EventmillError, ValueError):
 class InvalidEvent(InvalidInput):
     """Not a CloudEvent 1.0: `attribute` names the offending attribute (or "" for the whole document)."""
 
+    status = 400
+    """The HTTP status of the answer."""
+
     def __init__(self, message: str, attribute: str = "") -> None:
         super().__init__(f"attribute '{attribute}': {message}" if attribute else message)
         self.attribute = attribute
