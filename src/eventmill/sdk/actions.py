@@ -7,7 +7,7 @@ that is wrong is known then; what needs files is checked by `pack`.
 
 from __future__ import annotations
 
-import re
+import os
 from types import FunctionType
 
 from eventmill.sdk.errors import FlowError, caller, line_of
@@ -15,15 +15,14 @@ from eventmill.sdk.units import megabytes, milliseconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterable, List, Mapping, NoReturn, Optional, Tuple, Union
+    from types import CodeType
+    from typing import Any, Callable, Dict, Iterable, List, Mapping, NoReturn, Optional, Tuple, Union
 
     from eventmill.sdk.mill import Mill
 
 NAME_LENGTH_MAX = 100
 COMPONENTS_MAX = 50
 """OpenWhisk's longest sequence."""
-
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
 
 _COROUTINE, _GENERATOR, _ASYNC_GENERATOR, _VARARGS = 0x80, 0x20, 0x200, 0x04  # inspect.CO_*, without importing it
 
@@ -36,7 +35,7 @@ class Action:
     def __init__(self, mill: Mill, name: str, on_error: Optional[Action] = None) -> None:
         self.mill = mill
         self.name = name
-        self.on_error = on_error
+        self.on_error = None if on_error is None else used(on_error, "on_error")
         self.where = caller()
         """Where it was defined: `flow.py:12`."""
 
@@ -84,10 +83,10 @@ class Coded(Action):
         mill: Mill,
         name: str,
         *,
-        on_error: Optional[Action],
-        timeout: Union[float, str, None],
-        retries: Optional[int],
-        parameters: Optional[Mapping[str, Any]],
+        on_error: Optional[Action] = None,
+        timeout: Union[float, str, None] = None,
+        retries: Optional[int] = None,
+        parameters: Optional[Mapping[str, Any]] = None,
     ) -> None:
         super().__init__(mill, name, on_error)
         self.timeout_ms = None if timeout is None else milliseconds(timeout, "timeout")
@@ -107,7 +106,7 @@ class Coded(Action):
 class Wrapped(Coded):
     """A Python function as an action; calling it calls the plain function, so that it can be tested as one."""
 
-    def __init__(self, mill: Mill, function: FunctionType, name: Optional[str], **common: Any) -> None:
+    def __init__(self, mill: Mill, function: FunctionType, name: Optional[str] = None, **common: Any) -> None:
         _check_function(function, self.word)
         if name is None and function.__name__ == "<lambda>":
             raise FlowError(f"a lambda has no name: write name=…, or def the {self.word}")
@@ -135,15 +134,14 @@ class Function(Wrapped):
         self,
         mill: Mill,
         function: FunctionType,
-        name: Optional[str],
         *,
-        memory: Optional[str],
-        logs: Optional[str],
-        instances: Optional[int],
-        init: Optional[Mapping[str, Any]],
+        memory: Optional[str] = None,
+        logs: Optional[str] = None,
+        instances: Optional[int] = None,
+        init: Optional[Mapping[str, Any]] = None,
         **common: Any,
     ) -> None:
-        super().__init__(mill, function, name, **common)
+        super().__init__(mill, function, **common)
         self.memory_mb = None if memory is None else megabytes(memory, "memory")
         self.logs_mb = None if logs is None else megabytes(logs, "logs")
         self.instances = None if instances is None else _count(instances, "instances", 1)
@@ -166,16 +164,15 @@ class PythonJob(Wrapped):
         self,
         mill: Mill,
         function: FunctionType,
-        name: Optional[str],
         *,
-        cpus: Optional[int],
-        memory: Optional[str],
-        pool: Optional[str],
-        include: Iterable[str],
-        submit: Optional[Mapping[str, str]],
+        cpus: Optional[int] = None,
+        memory: Optional[str] = None,
+        pool: Optional[str] = None,
+        include: Iterable[str] = (),
+        submit: Optional[Mapping[str, str]] = None,
         **common: Any,
     ) -> None:
-        super().__init__(mill, function, name, **common)
+        super().__init__(mill, function, **common)
         self.cpus = 1 if cpus is None else _count(cpus, "cpus", 1)
         self.memory_mb = megabytes("1GB" if memory is None else memory, "memory")
         self.pool = pool
@@ -192,11 +189,18 @@ class SubmitJob(Coded):
     word = "job"
 
     def __init__(
-        self, mill: Mill, file: str, name: Optional[str], *, pool: Optional[str], include: Iterable[str], **common: Any
+        self,
+        mill: Mill,
+        file: str,
+        *,
+        name: Optional[str] = None,
+        pool: Optional[str] = None,
+        include: Iterable[str] = (),
+        **common: Any,
     ) -> None:
         if not file.endswith(".sub"):
             raise FlowError(f"job({file!r}): name a submit description, a file that ends in .sub")
-        super().__init__(mill, name or re.split(r"[/\\]", file)[-1][: -len(".sub")], **common)
+        super().__init__(mill, name or os.path.basename(file)[: -len(".sub")], **common)
         self.file = file
         self.pool = pool
         self.include = checked_paths(include)
@@ -246,9 +250,9 @@ class Map(Action):
         return {"partial": self.partial}
 
 
-def takes_argument(function: FunctionType) -> bool:
+def takes_argument(function: Callable[..., Any]) -> bool:
     """Whether it wants the parameters (a function without any is called with nothing)."""
-    code = function.__code__
+    code: CodeType = function.__code__
     return bool(code.co_argcount or code.co_flags & _VARARGS)
 
 
@@ -276,7 +280,7 @@ def _check_function(function: object, word: str) -> None:
 
 
 def checked_name(name: object, what: str) -> str:
-    if not isinstance(name, str) or not _NAME.match(name):
+    if not (isinstance(name, str) and name.isascii() and name.replace("-", "_").isidentifier() and name[0] != "-"):
         raise FlowError(f"{what} name {name!r}: letters, digits, _ and - are allowed, and it begins with a letter or _")
     if len(name) > NAME_LENGTH_MAX:
         raise FlowError(f"{what} name '{name[:20]}…' has {len(name)} characters, at most {NAME_LENGTH_MAX} are allowed")
@@ -314,6 +318,12 @@ def checked_action(action: object, what: str) -> Action:
     return action
 
 
+def used(action: object, what: str) -> Action:
+    """The action as it is deployed: an anonymous sequence becomes one of its mill's actions when it is used."""
+    found = checked_action(action, what)
+    return found.mill.define(found) if isinstance(found, Sequence) else found
+
+
 def _count(value: object, what: str, least: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise FlowError(f"{what}={value!r}: a whole number of at least {least} is needed")
@@ -338,6 +348,6 @@ def _submit_commands(commands: object) -> Dict[str, str]:
     """Further submit commands; each stays on its own line, so that none can smuggle in another."""
     result = checked_mapping(commands, "submit")
     for key, value in result.items():
-        if not isinstance(value, str) or re.search(r"[\r\n=]", key) or re.search(r"[\r\n]", value):
+        if not isinstance(value, str) or not {*key}.isdisjoint("\r\n=") or not {*value}.isdisjoint("\r\n"):
             raise FlowError(f"submit={{{key!r}: {value!r}}}: a command and its value are texts of one line")
     return result

@@ -6,9 +6,7 @@ Checking it against the specification is the server's part (`eventmill.events`).
 
 from __future__ import annotations
 
-import json
 import os
-from datetime import datetime, timezone
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,6 +44,8 @@ class Event(JsonObject):
         **extensions: Any,
     ) -> Event:
         """Make an event; `id` is random and `time` is now unless given; `extensions` are extension attributes."""
+        from datetime import datetime, timezone  # here and below: what few workers need is loaded when it is
+
         event = cls(
             specversion="1.0",
             id=id or os.urandom(16).hex(),
@@ -97,6 +97,8 @@ class Event(JsonObject):
 
 def local_path(subject: str) -> str:
     """Map a subject to this machine's path by the longest matching prefix of `[[paths]]`; unchanged without one."""
+    import json
+
     table = json.loads(os.environ.get(PATHS_ENV) or "[]")
     for prefix, local in sorted(table, key=lambda row: -len(row[0])):
         if subject == prefix or subject.startswith(prefix.rstrip("/") + "/"):

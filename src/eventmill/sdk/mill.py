@@ -16,12 +16,13 @@ from eventmill.sdk.actions import (
     checked_name,
     checked_paths,
     same,
+    used,
 )
 from eventmill.sdk.errors import FlowError, caller
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterable, Mapping, Optional, TypeVar, Union
+    from typing import Any, Callable, Dict, Iterable, Mapping, Optional, TypeVar, Union, overload
 
     AnyAction = TypeVar("AnyAction", bound=Action)
     JsonObject = Dict[str, Any]
@@ -66,84 +67,91 @@ class Mill:
     def __repr__(self) -> str:
         return f"<Mill {self.name}>"
 
-    def function(
-        self,
-        function: Any = None,
-        *,
-        name: Optional[str] = None,
-        timeout: Union[float, str, None] = None,
-        memory: Optional[str] = None,
-        logs: Optional[str] = None,
-        instances: Optional[int] = None,
-        retries: Optional[int] = None,
-        parameters: Optional[Mapping[str, Any]] = None,
-        init: Optional[Mapping[str, Any]] = None,
-        on_error: Optional[Action] = None,
-    ) -> Any:
-        """Make a function of a Python function, as decorator or call, with or without options.
+    if TYPE_CHECKING:
 
-        `timeout`: seconds or "30s". `memory`, `logs`: "256MB". `instances`: how many run at once at most. `retries`:
-        how many further attempts a failed one gets. `parameters`: bound below what it is called with. `init`: given to
-        its code as environment variables. `on_error`: the action that gets the failed activation. What is left out is
-        the server's default.
+        @overload
+        def function(self, function: Callable[..., Any], **options: Any) -> Function: ...
+
+        @overload
+        def function(
+            self,
+            *,
+            name: Optional[str] = None,
+            timeout: Union[float, str, None] = None,
+            memory: Optional[str] = None,
+            logs: Optional[str] = None,
+            instances: Optional[int] = None,
+            retries: Optional[int] = None,
+            parameters: Optional[Mapping[str, Any]] = None,
+            init: Optional[Mapping[str, Any]] = None,
+            on_error: Optional[Action] = None,
+        ) -> Callable[[Callable[..., Any]], Function]: ...
+
+    def function(self, function: Any = None, **options: Any) -> Any:
+        """Make a function of a Python function, as a decorator with or without options.
+
+        `name`: its own, unless given. `timeout`: seconds or "30s". `memory`, `logs`: "256MB". `instances`: how many run
+        at once at most. `retries`: how many further attempts a failed one gets. `parameters`: bound below what it is
+        called with. `init`: given to its code as environment variables. `on_error`: the action that gets the failed
+        activation. What is left out is the server's default.
         """
 
         def define(function: FunctionType) -> Function:
-            action = Function(
-                self,
-                function,
-                name,
-                memory=memory,
-                logs=logs,
-                instances=instances,
-                init=init,
-                on_error=self._on_error(on_error),
-                timeout=timeout,
-                retries=retries,
-                parameters=parameters,
-            )
-            return self._define(action)
+            return self.define(Function(self, function, **options))
 
         return define if function is None else define(function)
 
-    def job(
-        self,
-        what: Any = None,
-        *,
-        name: Optional[str] = None,
-        cpus: Optional[int] = None,
-        memory: Optional[str] = None,
-        timeout: Union[float, str, None] = None,
-        pool: Optional[str] = None,
-        include: Iterable[str] = (),
-        submit: Optional[Mapping[str, str]] = None,
-        retries: Optional[int] = None,
-        parameters: Optional[Mapping[str, Any]] = None,
-        on_error: Optional[Action] = None,
-    ) -> Any:
+    if TYPE_CHECKING:
+
+        @overload
+        def job(self, what: Callable[..., Any], **options: Any) -> PythonJob: ...
+
+        @overload
+        def job(
+            self,
+            what: str,
+            *,
+            name: Optional[str] = None,
+            timeout: Union[float, str, None] = None,
+            pool: Optional[str] = None,
+            include: Iterable[str] = (),
+            retries: Optional[int] = None,
+            parameters: Optional[Mapping[str, Any]] = None,
+            on_error: Optional[Action] = None,
+        ) -> SubmitJob: ...
+
+        @overload
+        def job(
+            self,
+            *,
+            name: Optional[str] = None,
+            cpus: Optional[int] = None,
+            memory: Optional[str] = None,
+            timeout: Union[float, str, None] = None,
+            pool: Optional[str] = None,
+            include: Iterable[str] = (),
+            submit: Optional[Mapping[str, str]] = None,
+            retries: Optional[int] = None,
+            parameters: Optional[Mapping[str, Any]] = None,
+            on_error: Optional[Action] = None,
+        ) -> Callable[[Callable[..., Any]], PythonJob]: ...
+
+    def job(self, what: Any = None, **options: Any) -> Any:
         """Make a job: `mill.job("calibrate.sub")` of a submit description, or, as a decorator, of a Python function.
 
         `cpus`, `memory` ("16GB"): what it requests. `submit`: further submit commands, such as
-        {"container_image": "/images/analysis.sif"} (both for Python jobs: a description says it itself).
-        `pool`: the batch system, by the server's name for it. `include`: files that come along into its working
+        {"request_gpus": "1"} (all three for Python jobs only: a description says it itself). `pool`: the batch
+        system, by the server's name for it. `include`: files that come along; a Python job finds them in its working
         directory. The rest as for functions.
         """
-        common = {
-            "timeout": timeout,
-            "retries": retries,
-            "parameters": parameters,
-            "on_error": self._on_error(on_error),
-        }
         if isinstance(what, str):
-            if cpus is not None or memory is not None or submit is not None:
-                raise FlowError(f"job({what!r}): cpus, memory and other submit commands belong into the description")
-            return self._define(SubmitJob(self, what, name, pool=pool, include=include, **common))
+            misplaced = [key for key in ("cpus", "memory", "submit") if key in options]
+            if misplaced:
+                raise FlowError(f"job({what!r}): {', '.join(misplaced)} belong into the description itself")
+            return self.define(SubmitJob(self, what, **options))
 
         def define(function: FunctionType) -> PythonJob:
-            action = PythonJob(
-                self, function, name, cpus=cpus, memory=memory, pool=pool, include=include, submit=submit, **common
-            )
-            return self._define(action)
+            return self.define(PythonJob(self, function, **options))
 
         return define if what is None else define(what)
 
@@ -152,7 +160,7 @@ class Mill:
         if not actions:
             raise FlowError(f"sequence({name!r}) has no steps: name the actions that it consists of")
         steps = tuple(step for action in actions for step in checked_action(action, "a step").steps())
-        return self._define(Sequence(self, steps, checked_name(name, "sequence"), self._on_error(on_error)))
+        return self.define(Sequence(self, steps, checked_name(name, "sequence"), on_error))
 
     def map(
         self,
@@ -168,8 +176,8 @@ class Mill:
         """
         if action is None:
             raise FlowError("map() of nothing: name the action that is run for each element")
-        element = self.use(checked_action(action, "what is mapped"))
-        return self._define(Map(self, element, partial, name, self._on_error(on_error)))
+        element = used(action, "what is mapped")
+        return self.define(Map(self, element, partial, name, on_error))
 
     def on(self, pattern: Any = None, action: Optional[Action] = None, *, name: Optional[str] = None) -> None:
         """Start this action for every event that matches the pattern (or at every tick of a schedule).
@@ -179,21 +187,15 @@ class Mill:
         if pattern is None or isinstance(pattern, (Action, FunctionType)):
             raise FlowError('on() needs a pattern first, such as on(files.written("/data/**/*.h5"), action)')
         _check_pattern(pattern)
-        started = self.use(checked_action(action, "what on() starts"))
+        started = used(action, "what on() starts")
         rule = Rule(checked_name(name or started.name, "rule"), pattern, started)
         if rule.name in self.rules:
             where = self.rules[rule.name].where
             raise FlowError(f"rule '{rule.name}' exists already ({where}): give this one a name: on(…, name=…)")
         self.rules[rule.name] = rule
 
-    def use(self, action: Action) -> Action:
-        """The action as it is deployed: an anonymous sequence becomes one of its mill's actions when it is used."""
-        return action.mill._define(action) if isinstance(action, Sequence) else action
-
-    def _on_error(self, action: Optional[Action]) -> Optional[Action]:
-        return None if action is None else self.use(checked_action(action, "on_error"))
-
-    def _define(self, action: AnyAction) -> AnyAction:
+    def define(self, action: AnyAction) -> AnyAction:
+        """Enter an action under its name; an anonymous sequence or map that is there already is enough."""
         checked_name(action.name, action.word)
         known = self.actions.setdefault(action.name, action)
         if known is not action and not same(known, action):

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Set, Tuple, Union
 
 from eventmill.sdk.actions import Action, Map, PythonJob, Sequence, SubmitJob, Wrapped
 from eventmill.sdk.archive import Archive, function_archive, python_job_archive, submit_job_archive
@@ -180,7 +180,7 @@ class _Packed:
         return [{"key": key, "value": named[key]} for key in sorted(named)]
 
 
-def load(path: "str | Path") -> Flow:
+def load(path: Union[str, Path]) -> Flow:
     """Import a flow file as a module named by its file's stem, with its folder on the path, and take it off again.
 
     Raises FlowError with file and line for whatever the file does wrong.
@@ -262,7 +262,7 @@ def _mills(path: Path, module: ModuleType) -> List[Mill]:
     return mills
 
 
-def _check_rule(rule: Rule, paths: "set[str]") -> None:
+def _check_rule(rule: Rule, paths: Set[str]) -> None:
     if isinstance(rule.pattern, Schedule):
         _check_timezone(rule)
         return

@@ -17,7 +17,6 @@ from eventmill.sdk.event import Event
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import FunctionType
     from typing import Any, Callable, Dict
 
 PARAMS_ENV, PARAMS_FILE = "EVENTMILL_PARAMS", "params.json"
@@ -35,7 +34,7 @@ def entry(module: str, attribute: str) -> Callable[[Any], Any]:
     return main
 
 
-def call(function: FunctionType, params: Any) -> Any:
+def call(function: Callable[..., Any], params: Any) -> Any:
     """Call an author's function with the event or its predecessor's result; returning nothing means `{}`."""
     given = Event(params) if isinstance(params, dict) and "specversion" in params else params
     result = function(given) if takes_argument(function) else function()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from eventmill.sdk.errors import FlowError
 
 TYPE_CHECKING = False
@@ -13,8 +11,6 @@ if TYPE_CHECKING:
 SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 MEGABYTES = {"MB": 1.0, "GB": 1024.0, "TB": 1024.0 * 1024.0}
 """As OpenWhisk and HTCondor count them: 1 MB is 2**20 bytes."""
-
-_QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\s*\Z")
 
 
 def seconds(value: Union[float, str], what: str) -> float:
@@ -34,7 +30,7 @@ def milliseconds(value: Union[float, str], what: str) -> int:
 
 
 def megabytes(value: str, what: str) -> int:
-    """A size in whole MB. A number without a unit is refused: it is read as bytes here and as megabytes there."""
+    """A size in whole MB. A number without a unit is refused: some systems read bytes, others MB."""
     result = round(_quantity(value, what, MEGABYTES, "256MB"))
     if result < 1:
         raise FlowError(f"{what}={value!r}: a size must be at least 1MB")
@@ -42,9 +38,14 @@ def megabytes(value: str, what: str) -> int:
 
 
 def _quantity(value: object, what: str, units: Dict[str, float], example: str) -> float:
-    match = _QUANTITY.match(value) if isinstance(value, str) else None
-    if match is None:
-        raise FlowError(f'{what}={value!r}: write a number and a unit, such as {what}="{example}"')
-    if match[2] not in units:
-        raise FlowError(f"{what}={value!r}: unknown unit '{match[2]}' (known: {', '.join(units)})")
-    return float(match[1]) * units[match[2]]
+    text = value.strip() if isinstance(value, str) else ""
+    unit = text.lstrip("0123456789. ")
+    try:
+        number = float(text[: len(text) - len(unit)])
+    except ValueError:
+        unit = ""
+    if not unit:
+        raise FlowError(f'{what}={value!r}: write a number and a unit, such as {what}="{example}"') from None
+    if unit not in units:
+        raise FlowError(f"{what}={value!r}: unknown unit '{unit}' (known: {', '.join(units)})")
+    return number * units[unit]
