@@ -92,7 +92,9 @@ class Event(JsonObject):
     @property
     def path(self) -> str:
         """Where this machine sees the file that the event is about: `subject`, mapped by the server's `[[paths]]`."""
-        return local_path(self["subject"])
+        if self.subject is None:
+            raise LookupError(f"event {self.get('id')} has no subject, and so no path")
+        return local_path(self.subject)
 
 
 def local_path(subject: str) -> str:

@@ -1,0 +1,51 @@
+"""What the SDK costs an interpreter: `import eventmill`, and all of its names, above a bare start.
+
+Each round starts a bare interpreter and one per case, in turn, so that a busy machine slows all of them alike.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+ROUNDS = 21
+
+CASES = {
+    "import": "import eventmill",
+    "import, all names": "from eventmill import *",
+}
+
+
+def run() -> Iterator[dict[str, Any]]:
+    """Rows of the benchmark `sdk`: `value` is what is added to `floor`, the bare interpreter, both in ms."""
+    codes = {"bare": "pass", **CASES}
+    times: dict[str, list[float]] = {case: [] for case in codes}
+    for _ in range(ROUNDS):
+        for case, code in codes.items():
+            times[case].append(_start_ms(code))
+    floor = statistics.median(times["bare"])
+    for case in CASES:
+        added = statistics.median(times[case]) - floor
+        yield {
+            "bench": "sdk",
+            "case": case,
+            "value": round(added, 2),
+            "unit": "ms",
+            "floor": round(floor, 2),
+            "ratio": None,
+        }
+
+
+def _start_ms(code: str) -> float:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    return (time.perf_counter() - start) * 1000
+
+
+if __name__ == "__main__":
+    for row in run():
+        print(row)
