@@ -65,9 +65,11 @@ _RESERVED_ATTRIBUTES = frozenset({
     "requestdisk", "requestgpus", "requestmemory", "runasowner", "shouldtransferfiles", "universe", "user", "userlog",
     "wantcontainer", "wantdocker", "wantioproxy", "wantremoteio", "whentotransferoutput",
 })  # fmt: skip
-_RESERVED_PREFIXES = ("eventmill", "dagman", "hold", "hook", "jobhook", "nordugrid", "onexit", "oauthservices",
-    "periodic", "postarg", "postcmd", "postenv", "prearg", "precmd", "preenv", "publicinput", "release", "remote_", "spool",
-    "stagein", "stageout", "stream", "submit", "tooldaemon", "transfer", "x509")  # fmt: skip
+_RESERVED_PREFIXES = (
+    "eventmill", "dagman", "hold", "hook", "jobhook", "nordugrid", "oauthservices", "onexit", "periodic", "postarg",
+    "postcmd", "postenv", "prearg", "precmd", "preenv", "publicinput", "release", "remote_", "spool", "stagein",
+    "stageout", "stream", "submit", "tooldaemon", "transfer", "x509",
+)  # fmt: skip
 """Job attributes that say what runs, as whom, and which files it reaches: `+Cmd` would go round all our checks."""
 
 _KEY = re.compile(r"(?P<key>(?:\+|[Mm][Yy]\.)?[A-Za-z_][\w.]*)\s*=(?P<value>.*)\Z", re.DOTALL)
