@@ -24,6 +24,8 @@ class Category(StrEnum):
     JOB = "job"
     SEQUENCE = "sequence"
     MAP = "map"
+    TRIGGER = "trigger"
+    """Not an action: the record that a trigger was fired by hand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +129,8 @@ class Activation:
     """How often a server died under it."""
     finishes: int = 0
     """How often it has finished: replays finish again."""
+    cancelled: bool = False
+    """Somebody has asked to end it."""
     created: int = 0
     due: int = 0
     """Not before this time (a retry's back-off); 0: at once."""

@@ -39,9 +39,9 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.ACCEPTED: frozenset({State.PENDING, State.RUNNING}) | _FINAL,
     State.RUNNING: frozenset({State.PENDING}) | _FINAL,
     State.SUCCEEDED: frozenset(),
-    # a replay is a new attempt of the same activation
-    State.FAILED: frozenset({State.PENDING}),
-    State.CANCELLED: frozenset({State.PENDING}),
+    # a replay is a new attempt of the same activation; a chain goes on
+    State.FAILED: frozenset({State.PENDING, State.RUNNING}),
+    State.CANCELLED: frozenset({State.PENDING, State.RUNNING}),
 }
 
 

@@ -117,6 +117,13 @@ class Executor(ABC):
     def release(self, handles: Sequence[str]) -> None:
         """Let accepted attempts run (two-phase executors). Repeating it is harmless."""
 
+    def forget(self, handles: Sequence[str]) -> None:  # noqa: B027 (only what outlives the server has to be forgotten)
+        """The end of these is durably recorded: their `Finished` need not be reported again after a restart."""
+
+    async def held(self) -> dict[str, str]:
+        """Activation → handle of what was accepted and not yet released, for the audit."""
+        return {}
+
     @abstractmethod
     def cancel(self, activations: Mapping[str, str | None]) -> None:
         """End these (activation → handle, None where there is none yet); each ends in a `Finished` (final, error

@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, and_, delete, func, select, update
+from sqlalchemy import Connection, and_, delete, func, insert, select, update
 
 from eventmill.entities import Activation, Category, State, Status, check_transition
 from eventmill.errors import NotFound
@@ -135,14 +135,19 @@ class Activations:
         )
         return [row[0] for row in rows]
 
-    def under_way(self, partition: int) -> list[tuple[str, str | None, State, Category]]:
-        """(id, handle, state, category) of what executors had when the last owner of the partition ended."""
+    def under_way(self, partition: int) -> list[tuple[str, str, str | None]]:
+        """(id, queue, handle) of what executors had when the last owner of the partition ended."""
         rows = self._connection.exec_driver_sql(
-            "SELECT id, handle, state, category FROM activations"
+            "SELECT id, queue, handle FROM activations"
             " WHERE state IN (2, 3, 4) AND state<5 AND partition=? AND category IN ('function', 'job') ORDER BY seq",
             (partition,),
         )
-        return [(row[0].hex(), row[1], State(row[2]), Category(row[3])) for row in rows]
+        return [(row[0].hex(), row[1], row[2]) for row in rows]
+
+    def running_maps(self, partition: int) -> list[Row]:
+        """Maps that have not finished: some of their elements may not have an activation yet."""
+        where = "WHERE state=? AND state<5 AND partition=? AND category='map'"
+        return list(self._rows(where, (int(State.RUNNING), partition)))
 
     def take_back(self, ids: Sequence[str], *, interrupted: bool) -> None:
         """What was handed over waits again; `interrupted` counts the death of the server that had started it."""
@@ -229,7 +234,12 @@ class Activations:
             .order_by(t.c.seq)
             .limit(limit)
         )
-        return self._connection.execute(delete(t).where(t.c.seq.in_(old.scalar_subquery()))).rowcount
+        rows = self._connection.execute(delete(t).where(t.c.seq.in_(old.scalar_subquery())).returning(t.c.id)).all()
+        tries = schema.attempts
+        for chunk in _chunks([row.id.hex() for row in rows]):
+            of_these = tries.c.activation.in_([bytes.fromhex(i) for i in chunk])
+            self._connection.execute(delete(tries).where(of_these))
+        return len(rows)
 
     def forget_ledger(self, before_ms: int) -> int:
         """Forget ids that were started before, unless their activation still has a row."""
@@ -246,6 +256,18 @@ class Activations:
             [(int(State.ACCEPTED), h, bytes.fromhex(i)) for i, h in good if rows[i].state is not State.RUNNING],
         )
         return [h for _, h in good]
+
+    def handles(self, handles: Iterable[str]) -> set[str]:
+        """Those of these handles that an unfinished activation has recorded."""
+        found: set[str] = set()
+        for chunk in _chunks(list(handles)):
+            marks = ",".join("?" * len(chunk))
+            rows = self._connection.exec_driver_sql(
+                f"SELECT handle FROM activations WHERE handle IN ({marks}) AND handle IS NOT NULL AND state<5",
+                tuple(chunk),
+            )
+            found.update(row[0] for row in rows)
+        return found
 
     def start(self, started: Sequence[tuple[str, int, int, Mapping[str, Any]]]) -> None:
         """Jobs that run now: (id, attempt, time, facts)."""
@@ -264,15 +286,45 @@ class Activations:
         )
         return {(row[0], State(row[1])): row[2] for row in rows}
 
-    def reset(self, row: Row, *, attempts_left: int) -> None:
-        """A replay: the next attempt of a finished activation waits for its turn."""
-        check_transition(row.id, row.state, State.PENDING)
+    def keep_attempts(self, rows: Sequence[Row]) -> None:
+        """Remember how the current attempts of these ended, before the next ones begin."""
+        if rows:
+            values = [
+                {
+                    "activation": bytes.fromhex(r.id), "number": r.attempt, "status": int(r.status or 0),
+                    "started": r.started, "ended": r.ended, "handle": r.handle, "result": r.result,
+                    "logs": _dump(r.logs),
+                }
+                for r in rows
+            ]  # fmt: skip
+            self._connection.execute(insert(schema.attempts), values)
+
+    def attempts(self, id: str) -> list[Mapping[str, Any]]:
+        """The attempts before the current one, in order: number, status, started, ended, handle, result, logs."""
+        t = schema.attempts
+        query = select(t).where(t.c.activation == bytes.fromhex(id)).order_by(t.c.number)
+        return [
+            {
+                "number": row.number, "status": Status(row.status), "started": row.started, "ended": row.ended,
+                "handle": row.handle, "result": row.result, "logs": orjson.loads(row.logs) if row.logs else [],
+            }
+            for row in self._connection.execute(query)
+        ]  # fmt: skip
+
+    def cancel(self, seq: int) -> None:
+        """Note that somebody has asked to end it."""
+        self._connection.exec_driver_sql("UPDATE activations SET cancelled=1 WHERE seq=?", (seq,))
+
+    def reset(self, row: Row, state: State, *, attempts_left: int) -> None:
+        """A replay: a finished activation waits for its next attempt; a chain goes on (RUNNING)."""
+        check_transition(row.id, row.state, state)
+        self.keep_attempts([row])
         t = schema.activations
         self._connection.execute(
             update(t)
             .where(t.c.seq == row.seq)
             .values(
-                state=State.PENDING, attempt=row.attempt + 1, attempts_left=attempts_left, interruptions=0, due=0,
+                state=state, attempt=row.attempt + 1, attempts_left=attempts_left, interruptions=0, due=0, cancelled=0,
                 started=None, ended=None, handle=None, status=None, result=None, logs=None, usage=None,
             )
         )  # fmt: skip
@@ -299,10 +351,10 @@ def _dump(value: Any) -> bytes | None:
 def _values(queue: str, a: Activation) -> tuple[Any, ...]:
     return (
         queue, bytes.fromhex(a.id), a.namespace, a.action, a.revision, a.category.value, int(a.state), a.partition,
-        a.params, a.attempt, a.attempts_left, a.interruptions, a.finishes, a.created, a.due, a.started, a.ended,
-        a.deadline, a.handle, None if a.status is None else int(a.status), a.result, _dump(a.logs), _dump(a.usage),
-        a.rule, a.cause_source, a.cause_id, None if a.parent is None else bytes.fromhex(a.parent), a.index, a.depth,
-        a.traceparent, a.chain,
+        a.params, a.attempt, a.attempts_left, a.interruptions, a.finishes, int(a.cancelled), a.created, a.due,
+        a.started, a.ended, a.deadline, a.handle, None if a.status is None else int(a.status), a.result,
+        _dump(a.logs), _dump(a.usage), a.rule, a.cause_source, a.cause_id,
+        None if a.parent is None else bytes.fromhex(a.parent), a.index, a.depth, a.traceparent, a.chain,
     )  # fmt: skip
 
 
@@ -310,11 +362,11 @@ def _row(r: Sequence[Any]) -> Row:
     row = Row(
         id=r[2].hex(), namespace=r[3], action=r[4], revision=r[5], category=Category(r[6]), state=State(r[7]),
         partition=r[8], params=r[9], attempt=r[10], attempts_left=r[11], interruptions=r[12], finishes=r[13],
-        created=r[14], due=r[15], started=r[16], ended=r[17], deadline=r[18], handle=r[19],
-        status=None if r[20] is None else Status(r[20]), result=r[21],
-        logs=tuple(orjson.loads(r[22])) if r[22] else (), usage=orjson.loads(r[23]) if r[23] else None,
-        rule=r[24], cause_source=r[25], cause_id=r[26], parent=None if r[27] is None else r[27].hex(), index=r[28],
-        depth=r[29], traceparent=r[30], chain=r[31],
+        cancelled=bool(r[14]), created=r[15], due=r[16], started=r[17], ended=r[18], deadline=r[19], handle=r[20],
+        status=None if r[21] is None else Status(r[21]), result=r[22],
+        logs=tuple(orjson.loads(r[23])) if r[23] else (), usage=orjson.loads(r[24]) if r[24] else None,
+        rule=r[25], cause_source=r[26], cause_id=r[27], parent=None if r[28] is None else r[28].hex(), index=r[29],
+        depth=r[30], traceparent=r[31], chain=r[32],
     )  # fmt: skip
     row.seq, row.queue = r[0], r[1]
     return row

@@ -95,6 +95,11 @@ class Tx:
         self._connection.execute(update(t).where(t.c.id == row.id).values(epoch=row.epoch + 1))
         return Partition(row.id, topic, number, row.epoch + 1), row.position
 
+    def position(self, partition: Partition) -> int:
+        """Up to which offset its records have been dealt with."""
+        row = self._connection.exec_driver_sql("SELECT position FROM partitions WHERE id=?", (partition.id,)).one()
+        return int(row[0])
+
     def hold(self, partition: Partition) -> None:
         """Raise LostPartition unless the partition is still in this owner's term: nothing is written then."""
         row = self._connection.exec_driver_sql("SELECT epoch FROM partitions WHERE id=?", (partition.id,)).first()

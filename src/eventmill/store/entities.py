@@ -171,18 +171,22 @@ class Entities:
         if stored is None or stored.collection != "actions":
             return None
         assert stored.revision is not None
-        inherited: Document = {}
-        if "/" in name and (package := self.get(namespace, name.split("/")[0])) is not None:
-            inherited = package.document
-        return to_action(namespace, name, stored.revision, stored.document, inherited)
+        return to_action(namespace, name, stored.revision, stored.document, self._package_of(namespace, name))
+
+    def _package_of(self, namespace: str, name: str) -> Document:
+        """The document of an action's package; {} without one."""
+        package = self.get(namespace, name.split("/")[0]) if "/" in name else None
+        return {} if package is None else package.document
 
     def revision(self, revision: int) -> Action:
-        """An action as it was when it was put: what an activation runs that was recorded with it. Raises NotFound."""
+        """An action as it was when it was put: what an activation runs that was recorded with it. The package's
+        parameters are those of now. Raises NotFound."""
         t = schema.revisions
         row = self._connection.execute(select(t).where(t.c.id == revision)).first()
         if row is None:
             raise NotFound(f"there is no revision {revision}")
-        return to_action(row.namespace, row.name, revision, orjson.loads(row.document), {})
+        package = self._package_of(row.namespace, row.name)
+        return to_action(row.namespace, row.name, revision, orjson.loads(row.document), package)
 
     def _new_revision(self, namespace: str, name: str, document: Mapping[str, Any], now_ms: int) -> int:
         values = {"namespace": namespace, "name": name, "version": document["version"], "created": now_ms}

@@ -114,6 +114,7 @@ activations = Table(
     Column("attempts_left", Integer, nullable=False),
     Column("interruptions", Integer, nullable=False),
     Column("finishes", Integer, nullable=False),
+    Column("cancelled", Integer, nullable=False),
     Column("created", BigInteger, nullable=False),
     Column("due", BigInteger, nullable=False),
     Column("started", BigInteger),
@@ -139,6 +140,20 @@ activations = Table(
     Index("activations_by_handle", "handle", sqlite_where=text("handle IS NOT NULL AND state < 5")),
     Index("activations_by_deadline", "deadline", sqlite_where=text("deadline IS NOT NULL AND state < 5")),
 )
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("activation", LargeBinary, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("status", Integer, nullable=False),
+    Column("started", BigInteger),
+    Column("ended", BigInteger),
+    Column("handle", String),
+    Column("result", LargeBinary),
+    Column("logs", LargeBinary),
+)
+"""Attempts that were followed by another one; the last attempt is the activation's row itself."""
 
 ledger = Table(
     "ledger",

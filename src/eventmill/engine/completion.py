@@ -1,0 +1,65 @@
+"""The event that says that an activation has finished: what other rules match, and what closes the loop."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from eventmill.entities import Activation, State, ids
+
+SUCCEEDED = "org.eventmill.activation.succeeded"
+FAILED = "org.eventmill.activation.failed"
+
+DEPTH = "eventmilldepth"
+"""Extension attribute: how many completions lie between the first event and this one."""
+
+_RESULT_BYTES_MAX = 256 << 10
+"""A larger result stays with the activation (`resultomitted`): the log is for events, not for payloads."""
+
+
+def completion_event(row: Activation, now_ms: int) -> bytes:
+    """The completion event of a finished activation, as structured JSON.
+
+    `subject` is the action's qualified name, `causationid` the event that caused the activation (for a step: its
+    parent's activation id), `traceparent` is kept.
+    """
+    ok = row.state is State.SUCCEEDED
+    data: dict[str, Any] = {
+        "activationId": row.id,
+        "action": row.action,
+        "rule": row.rule,
+        "parent": row.parent,
+        "attempt": row.attempt,
+        "status": None if row.status is None else row.status.text,
+        "success": ok,
+        "start": row.started,
+        "end": row.ended,
+    }
+    if row.result is not None and len(row.result) <= _RESULT_BYTES_MAX:
+        data["result"] = orjson.Fragment(row.result)
+    elif row.result is not None:
+        data["resultomitted"] = True
+    event: dict[str, Any] = {
+        "specversion": "1.0",
+        "id": ids.completion_event_id(row.id, row.finishes),
+        "source": f"/eventmill/{row.namespace}",
+        "type": SUCCEEDED if ok else FAILED,
+        "subject": row.action,
+        "time": iso(now_ms),
+        "datacontenttype": "application/json",
+        DEPTH: row.depth + 1,
+        "data": data,
+    }
+    cause = row.cause_id or row.parent
+    if cause is not None:
+        event["causationid"] = cause
+    if row.traceparent is not None:
+        event["traceparent"] = row.traceparent
+    return orjson.dumps(event)
+
+
+def iso(time_ms: int) -> str:
+    """Epoch milliseconds as RFC 3339 in UTC."""
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

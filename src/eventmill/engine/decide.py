@@ -1,0 +1,45 @@
+"""Decisions of the engine that are functions of values: no clock, no I/O."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from eventmill.config import Limits
+
+
+def retry_at(now_ms: int, retried: int, after_s: float | None, limits: Limits) -> int:
+    """When the next attempt is due (epoch ms): what the action asked for, or exponential back-off after `retried`
+    retries before this one, bounded."""
+    if after_s is None:
+        after_s = limits.retry_first_s * limits.retry_factor ** min(retried, 50)
+    return now_ms + int(1000 * min(max(after_s, 0.0), limits.retry_max_s))
+
+
+def merge(bound: Any, payload: bytes) -> bytes:
+    """Bound parameters below the payload; an array result replaces them (OpenWhisk's rule)."""
+    if not bound:
+        return payload
+    value = orjson.loads(payload)
+    if not isinstance(value, dict):
+        return payload
+    return orjson.dumps({**bound, **value})
+
+
+def error(message: str) -> bytes:
+    """A result that says what went wrong."""
+    return orjson.dumps({"error": message})
+
+
+def items_of(params: bytes) -> list[Any] | None:
+    """The elements that a map runs over: the parameters' `items`, or the parameters if they are a list."""
+    value = orjson.loads(params)
+    if isinstance(value, dict):
+        value = value.get("items")
+    return value if isinstance(value, list) else None
+
+
+def element_params(element: Any) -> bytes:
+    """An element as an action's parameters: an object as it is, anything else as `{"value": …}`."""
+    return orjson.dumps(element if isinstance(element, dict) else {"value": element})

@@ -1,0 +1,427 @@
+"""The engine: one loop of turns over everything that comes, from the log, from executors, and from people.
+
+It owns its partitions' activations: nobody else writes them while its epochs hold. It knows neither HTTP nor Kafka
+nor any batch system. Everything runs on the event loop; what takes long is in executors, or in the disk's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import orjson
+
+from eventmill.backbone import Backbone, Partition
+from eventmill.config import Settings
+from eventmill.engine.flight import Flight
+from eventmill.engine.inbox import Inbox, Work
+from eventmill.engine.points import reached
+from eventmill.engine.rulebook import RuleBook
+from eventmill.engine.turn import Turn
+from eventmill.entities import Action, Activation, Category
+from eventmill.errors import EventmillError, InvalidEntity, Unavailable
+from eventmill.events import CloudEventsJson, Decoder
+from eventmill.executors import Attempt, Executor, Found
+from eventmill.rules import Pattern, explain, parse
+from eventmill.store import DeadLetter, Row, Store, Tx
+
+_log = logging.getLogger(__name__)
+
+FUNCTIONS = "functions"
+_NO_ROOM_S = 5.0
+"""A full disk is looked at again after this: nothing tells when there is room."""
+
+
+def pool_queue(name: str) -> str:
+    """The queue (and the name as an executor) of a batch system; a colon can't stand in an action's name."""
+    return f"pool:{name}"
+
+
+class Engine:
+    """`executors`: `functions`, and `pool:<name>` for every batch system."""
+
+    def __init__(
+        self,
+        store: Store,
+        backbone: Backbone,
+        executors: Mapping[str, Executor],
+        settings: Settings,
+        decoder: Decoder | None = None,
+    ) -> None:
+        self.book = RuleBook()
+        self.counts: Counter[str] = Counter()
+        """Totals since the start, for the metrics."""
+        self._store = store
+        self._backbone = backbone
+        self._executors = dict(executors)
+        self._settings = settings
+        self._decoder = decoder or CloudEventsJson()
+        self._inbox = Inbox()
+        self._flight = Flight(self._window)
+        self._waiters: dict[str, list[asyncio.Future[Activation]]] = {}
+        self._followers: list[asyncio.Queue[tuple[list[Activation], list[DeadLetter]]]] = []
+        self._landed = asyncio.Event()
+        self._draining = False
+        self._reader: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._deadline: int | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._stopped = asyncio.Event()
+        self.problem: BaseException | None = None
+        """What has stopped the engine, if anything has."""
+
+    # life
+
+    async def start(self) -> None:
+        """Take the partitions, find what was under way, and begin. Executors and backbone have been started."""
+        await self._store.transact(lambda tx: self.book.catch_up(tx))
+        for partition in self._backbone.partitions():
+            await self._recover(partition)
+        self._reader = self._background(self._read())
+        for name, executor in self._executors.items():
+            self._background(self._listen(name, executor))
+        self._background(self.run())
+        self._inbox.wake()
+
+    async def run(self) -> None:
+        """Turn after turn, for whatever has come, until `stop`."""
+        try:
+            while (work := await self._inbox.take()) is not None:
+                turn = await self._commit(work)
+                reached("committed")
+                self._hand_over(turn)
+                self._answer(work, turn)
+                self._arm()
+        finally:
+            self._stopped.set()
+
+    async def drain(self) -> None:
+        """Hand over nothing more; return when nothing is under way. What waits, waits on disk for the next server."""
+        self._draining = True
+        if self._reader is not None:
+            self._reader.cancel()
+        while functions := [id for id in self._flight if not self._flight.queue(id).startswith("pool:")]:
+            _log.info("waiting for %d functions under way", len(functions))
+            self._landed.clear()
+            await self._landed.wait()
+
+    async def stop(self) -> None:
+        """End the loop. What executors had not reported is found by the next server."""
+        self._draining = True
+        self._inbox.close()
+        await self._stopped.wait()
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # what is asked of it
+
+    async def invoke(
+        self, action: str, params: Mapping[str, Any], *, wait_s: float | None = None, transaction: str = ""
+    ) -> Activation:
+        """Call an action (qualified name) with these parameters. Without `wait_s`: its activation, durably recorded.
+        With it: the finished activation, or the unfinished one when the time is up. Raises NotFound."""
+        payload = orjson.dumps(params)
+
+        def ask(turn: Turn) -> Activation:
+            activation = turn.invoke(action, payload)
+            if wait_s:
+                self._waiters[activation.id] = [waiter]
+            return activation
+
+        waiter: asyncio.Future[Activation] = asyncio.get_running_loop().create_future()
+        activation: Activation = await self._inbox.request(ask)
+        if not wait_s:
+            await self._store.durable()
+            return activation
+        try:
+            activation = await asyncio.wait_for(waiter, wait_s)
+        except TimeoutError:
+            pass
+        finally:
+            self._waiters.pop(activation.id, None)
+        await self._store.durable()
+        return activation
+
+    async def fire(self, trigger: str, payload: Mapping[str, Any], *, transaction: str = "") -> str | None:
+        """Fire a trigger (qualified name) by hand; the id of the record, None if no rule is active. Raises NotFound."""
+        raw = orjson.dumps(payload)
+        id: str | None = await self._inbox.request(lambda turn: turn.fire(trigger, raw))
+        await self._store.durable()
+        return id
+
+    async def cancel(self, id: str) -> Activation:
+        """End an activation and its steps. Raises NotFound, or Conflict if it has ended."""
+        row: Activation = await self._inbox.request(lambda turn: turn.cancel(id))
+        await self._store.durable()
+        return row
+
+    async def replay(self, id: str) -> Activation:
+        """Another attempt of a failed or cancelled activation. Raises NotFound or Conflict."""
+        row: Activation = await self._inbox.request(lambda turn: turn.replay(id))
+        await self._store.durable()
+        return row
+
+    async def replay_letter(self, seq: int) -> str:
+        """Deal with a dead letter again; says what was done. Raises NotFound or Conflict."""
+        done: str = await self._inbox.request(lambda turn: turn.replay_letter(seq))
+        await self._store.durable()
+        return done
+
+    async def follow(self) -> AsyncIterator[tuple[list[Activation], list[DeadLetter]]]:
+        """What finishes, and what becomes a dead letter, from now on, in lists."""
+        queue: asyncio.Queue[tuple[list[Activation], list[DeadLetter]]] = asyncio.Queue()
+        self._followers.append(queue)
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self._followers.remove(queue)
+
+    def admit(self, pattern: Mapping[str, Any]) -> Pattern:
+        """Check a rule's pattern before it is stored. Raises InvalidPattern, or InvalidEntity at a limit."""
+        limits = self._settings.limits
+        parsed = parse(pattern, pattern_bytes=limits.pattern_bytes, or_alternatives=limits.or_alternatives)
+        if len(self.book) >= limits.rules:
+            raise InvalidEntity(f"there are {limits.rules} rules already (limits.rules)")
+        return parsed
+
+    def explain(self, event: Mapping[str, Any], namespace: str | None = None) -> list[tuple[str, bool, str]]:
+        """(rule, matched, why) of every active rule, of one namespace or all."""
+        found = []
+        for rule in self.book.rules():
+            if namespace in (None, rule.namespace) and rule.pattern is not None:
+                explanation = explain(parse(rule.pattern), event)
+                found.append((f"{rule.namespace}/{rule.name}", explanation.matched, str(explanation)))
+        return found
+
+    def status(self) -> dict[str, Any]:
+        """How it is doing: `ready`, `reasons` why not, and counts."""
+        reasons = [f"the engine has stopped: {self.problem}"] if self.problem is not None else []
+        return {
+            "ready": not reasons,
+            "reasons": reasons,
+            "under_way": len(self._flight),
+            "alive": sum(self._flight.alive.values()),
+            "rules": len(self.book),
+            "keyless_rules": len(self.book.keyless()),
+            "totals": dict(self.counts),
+        }
+
+    # the turn
+
+    async def _commit(self, work: Work) -> Turn:
+        """Commit a turn. On a full disk everything waits until there is room; nothing is lost meanwhile."""
+        while True:
+            try:
+                return await self._store.transact(lambda tx: self._turn(tx, work))
+            except Unavailable as e:
+                _log.error("can't record anything, reading is paused: %s", e)
+                await asyncio.sleep(_NO_ROOM_S)
+            except Exception as e:
+                for request in work.requests:
+                    request.fail(e if isinstance(e, EventmillError) else Unavailable(f"the engine failed: {e}"))
+                raise
+
+    def _turn(self, tx: Tx, work: Work) -> Turn:
+        for partition in self._backbone.partitions():
+            tx.hold(partition)
+        self.book.catch_up(tx)
+        turn = Turn(
+            tx=tx, book=self.book, flight=self._flight, limits=self._settings.limits, decoder=self._decoder,
+            now_ms=time.time_ns() // 1_000_000, partitions=self._backbone.partitions(), queue_of=self._queue_of,
+        )  # fmt: skip
+        if work.reports:
+            reached("reported")
+        for executor, reports in work.reports:
+            turn.take_reports(executor, reports)
+        for request in work.requests:
+            request.run(turn)
+        for batch, _ in work.batches:
+            reached("read")
+            turn.take_batch(batch)
+            reached("matched")
+        if self._deadline is not None and self._deadline <= turn.now_ms:
+            self._deadline = None
+            turn.expire()
+        turn.fill()
+        turn.write()
+        return turn
+
+    def _hand_over(self, turn: Turn) -> None:
+        """After the commit: what the outside has to do."""
+        self._flight.alive.update(turn.alive)
+        attempts: dict[str, list[Attempt]] = {}
+        for activation, action in turn.handed:
+            name = self._executor_name(action)
+            queue = self._queue_of(action)
+            self._flight.take(activation.id, queue or "")
+            attempts.setdefault(name, []).append(_attempt(activation, action))
+        for name, batch in attempts.items():
+            self._executors[name].submit(batch)
+        if attempts:
+            reached("handed")
+        for queue, id, handle in turn.cancels:
+            self._executors.get(queue, self._executors[FUNCTIONS]).cancel({id: handle})
+        if turn.accepted or turn.ended:
+            self._background(self._after_sync(turn.accepted, turn.ended))
+        self._spread_on(turn.more)
+
+    def _spread_on(self, maps: Iterable[str]) -> None:
+        """Maps get their next elements in the next turn, so that a large one holds nobody up."""
+        for id in maps:
+            self._inbox.request(partial(Turn.spread, id=id))
+
+    async def _after_sync(self, accepted: Sequence[tuple[str, str]], ended: Sequence[tuple[str, str]]) -> None:
+        """What must not happen before its record is durable: a job's start, and forgetting its end."""
+        await self._store.durable()
+        if accepted:
+            reached("accepted")
+        for name, executor in self._executors.items():
+            if handles := [handle for of, handle in accepted if of == name]:
+                executor.release(handles)
+                reached("released")
+            if handles := [handle for of, handle in ended if of == name]:
+                reached("ended")
+                executor.forget(handles)
+
+    def _answer(self, work: Work, turn: Turn) -> None:
+        """After the commit: those who wait."""
+        if turn.finished:
+            reached("recorded")
+        for request in work.requests:
+            request.settle()
+        for _, done in work.batches:
+            if not done.done():
+                done.set_result(None)
+        for row in turn.finished:
+            for waiter in self._waiters.pop(row.id, ()):
+                if not waiter.done():
+                    waiter.set_result(row)
+        if work.reports:
+            self._landed.set()
+        if turn.finished or turn.letters:
+            for follower in self._followers:
+                follower.put_nowait((turn.finished, turn.letters))
+        if turn.deadline is not None:
+            self._deadline = min(self._deadline or turn.deadline, turn.deadline)
+        self.counts["matches"] += turn.matched
+        self.counts["records"] += sum(len(batch.values) for batch, _ in work.batches)
+        self.counts["turns"] += 1
+        for row in turn.finished:
+            self.counts[f"{row.category}.{row.state}"] += 1
+        for letter in turn.letters:
+            self.counts[f"dead_letters.{letter.kind}"] += 1
+
+    def _arm(self) -> None:
+        """Wake up at the next due time: of a retry, or of a chain's time limit."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        times = [t for t in (self._flight.next_due(), self._deadline) if t is not None]
+        if times:
+            delay = max(0.0, min(times) / 1000 - time.time()) + 0.001
+            self._timer = asyncio.get_running_loop().call_later(delay, self._inbox.wake)
+
+    # queues
+
+    def _window(self, queue: str) -> int:
+        limits = self._settings.limits
+        if self._draining:
+            return 0
+        return limits.jobs_in_queue if queue.startswith("pool:") else limits.window_per_action
+
+    def _queue_of(self, action: Action) -> str | None:
+        if action.category is not Category.JOB:
+            return action.qualified
+        name = self._executor_name(action)
+        return name if name in self._executors else None
+
+    def _executor_name(self, action: Action) -> str:
+        if action.category is not Category.JOB:
+            return FUNCTIONS
+        pool = action.annotations.get("pool")
+        return pool_queue(pool if isinstance(pool, str) else next(iter(self._settings.pools)))
+
+    # background
+
+    async def _read(self) -> None:
+        async for batch in self._backbone.read():
+            await self._inbox.batch(batch)
+
+    async def _listen(self, name: str, executor: Executor) -> None:
+        async for reports in executor.reports():
+            self._inbox.reports(name, reports)
+
+    def _background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run beside the loop. If it fails, the engine has: the server ends, and the next one finds everything."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and self.problem is None:
+            self.problem = error
+            _log.critical("the engine has stopped in %s", task.get_name(), exc_info=error)
+            self._inbox.close()
+            self._stopped.set()
+
+    async def failed(self) -> None:
+        """Return when the engine has stopped, by `stop` or by itself (then `problem` says why)."""
+        await self._stopped.wait()
+
+    # recovery
+
+    async def _recover(self, partition: Partition) -> None:
+        """Find what was under way when the partition's last owner ended. It re-enters by the front door: as pending
+        work that waits for its turn. Jobs that still run keep running."""
+        rows = await self._store.transact(lambda tx: tx.activations.under_way(partition.id))
+        found: dict[str, Found] = {}
+        for name, executor in self._executors.items():
+            mine = [id for id, queue, _ in rows if (queue if queue in self._executors else FUNCTIONS) == name]
+            found.update(await executor.find(mine))
+        kept = {id: (queue, handle) for id, queue, handle in rows if _goes_on(found.get(id), handle)}
+        lost = {id: handle for id, _, handle in rows if handle is not None and id not in found}
+        back = [id for id, _, _ in rows if id not in kept and id not in lost]
+        maps = await self._store.transact(lambda tx: self._restore(tx, partition, back, found))
+        for id, (queue, handle) in kept.items():
+            self._flight.take(id, queue)
+            if handle is not None and found[id].running:
+                self._executors[queue].release([handle])
+        if lost:
+            self._inbox.request(lambda turn: turn.lose(lost))
+        self._spread_on(row.id for row in maps)
+
+    def _restore(self, tx: Tx, partition: Partition, back: Sequence[str], found: Mapping[str, Found]) -> list[Row]:
+        died = [id for id in back if id in found and found[id].interrupted]
+        tx.activations.take_back(died, interrupted=True)
+        tx.activations.take_back([id for id in back if id not in set(died)], interrupted=False)
+        self._flight.backlog.update(tx.activations.queues())
+        self._flight.alive.clear()
+        self._flight.alive.update(tx.activations.alive_by_namespace())
+        self._deadline = tx.activations.next_deadline()
+        return tx.activations.running_maps(partition.id)
+
+
+def _goes_on(found: Found | None, handle: str | None) -> bool:
+    """A recorded job that its executor still has, running or just ended: its reports will come."""
+    return found is not None and handle is not None and not found.interrupted and found.handle == handle
+
+
+def _attempt(activation: Activation, action: Action) -> Attempt:
+    return Attempt(
+        activation=activation.id,
+        number=activation.attempt,
+        action=action,
+        params=activation.params,
+        traceparent=activation.traceparent,
+    )

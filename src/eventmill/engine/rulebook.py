@@ -1,0 +1,148 @@
+"""The rules in memory, as of one generation of the store, and the actions that they lead to.
+
+A transaction that finds the store at another generation brings the book up to date first, inside itself: what it
+commits was matched against the rules that are in force at its commit (design: guarantee 8).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from eventmill.entities import Action, Rule
+from eventmill.errors import InvalidPattern
+from eventmill.rules import Index, parse
+from eventmill.store import Change, Stored, Tx
+
+_log = logging.getLogger(__name__)
+
+_REVISIONS_KEPT = 4096
+"""Pinned revisions of actions in memory; the others are read again."""
+
+
+class RuleBook:
+    """Used on the event loop alone. `match` answers from memory; all else reads through the given transaction."""
+
+    def __init__(self) -> None:
+        self._generation = -1
+        self._index: Index[str] = Index()
+        self._rules: dict[str, Rule] = {}
+        self._uids: dict[str, str] = {}
+        """uid of each rule that is in the index, by qualified name."""
+        self._actions: dict[str, Action | None] = {}
+        self._revisions: dict[int, Action] = {}
+
+    def __len__(self) -> int:
+        return len(self._rules)
+
+    def keyless(self) -> list[Rule]:
+        """Rules that no required key of the event selects: each costs every event a little."""
+        return [self._rules[uid] for uid in self._index.keyless()]
+
+    def rules(self) -> list[Rule]:
+        return list(self._rules.values())
+
+    def match(self, fields: Mapping[str, Any]) -> list[Rule]:
+        """The active rules whose pattern matches these fields of an event."""
+        return [self._rules[uid] for uid in self._index.match(fields)]
+
+    def catch_up(self, tx: Tx) -> bool:
+        """Bring the book to the store's generation; True if anything had changed."""
+        generation = tx.entities.generation()
+        if generation == self._generation:
+            return False
+        self._actions.clear()
+        self._revisions.clear()  # their packages' parameters may have changed
+        changes = tx.entities.changes(self._generation) if self._generation >= 0 else None
+        if changes is None:
+            self._reload(tx)
+        else:
+            for change in changes:
+                self._apply(tx, change)
+        self._generation = generation
+        return True
+
+    def action(self, tx: Tx, qualified: str) -> Action | None:
+        """The action as it is now."""
+        if qualified not in self._actions:
+            action = self._actions[qualified] = tx.entities.action(qualified)
+            if action is not None:
+                self._remember(action)
+        return self._actions[qualified]
+
+    def revision(self, tx: Tx, revision: int) -> Action:
+        """The action as it was when an activation was recorded with it."""
+        action = self._revisions.get(revision)
+        if action is None:
+            action = tx.entities.revision(revision)
+            self._remember(action)
+        return action
+
+    def _remember(self, action: Action) -> None:
+        if len(self._revisions) >= _REVISIONS_KEPT:
+            self._revisions.clear()
+        self._revisions[action.revision] = action
+
+    # keeping up
+
+    def _reload(self, tx: Tx) -> None:
+        self._index, self._rules, self._uids = Index(), {}, {}
+        triggers = {f"{t.namespace}/{t.name}": t for t in tx.entities.triggers()}
+        for stored in tx.entities.rules():
+            self._put(stored, triggers.get(stored.document["trigger"]))
+
+    def _apply(self, tx: Tx, change: Change) -> None:
+        qualified = f"{change.namespace}/{change.name}"
+        if change.collection == "rules":
+            self._drop(qualified)
+            stored = tx.entities.get(change.namespace, change.name)
+            if stored is not None and stored.collection == "rules":
+                self._put(stored, _trigger(tx, stored.document["trigger"]))
+        elif change.collection == "triggers":
+            trigger = _trigger(tx, qualified)
+            for stored in tx.entities.rules_of(qualified):
+                self._drop(f"{stored.namespace}/{stored.name}")
+                self._put(stored, trigger)
+
+    def _drop(self, qualified: str) -> None:
+        uid = self._uids.pop(qualified, None)
+        if uid is not None:
+            self._index.remove(uid)
+            del self._rules[uid]
+
+    def _put(self, stored: Stored, trigger: Stored | None) -> None:
+        """Take in a rule if it is active and its trigger has a pattern."""
+        if trigger is None or stored.document.get("status") != "active":
+            return
+        rule = to_rule(stored, trigger)
+        if rule.pattern is None:
+            return
+        try:
+            self._index.add(rule.uid, parse(rule.pattern))
+        except InvalidPattern:
+            # refused when it is deployed; a store from a version that took it must not stop the server
+            _log.exception("rule %s/%s is left out", rule.namespace, rule.name)
+            return
+        self._rules[rule.uid] = rule
+        self._uids[f"{rule.namespace}/{rule.name}"] = rule.uid
+
+
+def to_rule(stored: Stored, trigger: Stored) -> Rule:
+    """A rule's document joined with its trigger's."""
+    annotations = {a["key"]: a["value"] for a in trigger.document.get("annotations", [])}
+    return Rule(
+        uid=stored.uid,
+        namespace=stored.namespace,
+        name=stored.name,
+        trigger=stored.document["trigger"],
+        action=stored.document["action"],
+        pattern=annotations.get("pattern"),
+        parameters={p["key"]: p["value"] for p in trigger.document.get("parameters", [])},
+    )
+
+
+def _trigger(tx: Tx, qualified: str) -> Stored | None:
+    namespace, name = qualified.split("/", 1)
+    stored = tx.entities.get(namespace, name)
+    return stored if stored is not None and stored.collection == "triggers" else None

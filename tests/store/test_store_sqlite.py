@@ -1,0 +1,274 @@
+"""The store: transactions, durability, migrations, retention, and what a torn or full disk does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from eventmill.entities import Activation, Category, State, Status, ids
+from eventmill.errors import IllegalTransition, InvalidConfig, LostPartition, NotFound, Unavailable
+from eventmill.store import DeadLetter, SqliteStore, Tx, schema
+
+
+def with_store(path: Path, body: Callable[[SqliteStore], Awaitable[None]]) -> None:
+    async def run() -> None:
+        store = SqliteStore.open(path / "store.db")
+        try:
+            await body(store)
+        finally:
+            store.close()
+
+    asyncio.run(run())
+
+
+def activation(n: int = 0, **more: object) -> Activation:
+    values = {
+        "id": ids.digest(n), "namespace": "ns", "action": "ns/f", "revision": 1, "category": Category.FUNCTION,
+        "state": State.HANDED, "partition": 1, "params": b"{}", "created": 1000 + n,
+    }  # fmt: skip
+    return Activation(**{**values, **more})  # type: ignore[arg-type]
+
+
+def test_an_activation_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    written = activation(
+        attempts_left=2, started=5, ended=6, deadline=7, handle="h", status=Status.SUCCESS, result=b'{"a":1}',
+        logs=("one", "two"), usage={"host": "here"}, rule="ns/r", cause_source="//s", cause_id="1",
+        parent=ids.digest("p"), index=3, depth=4, traceparent="00-1-2-03", chain=b"{}", cancelled=True, due=9,
+    )  # fmt: skip
+
+    async def body(store: SqliteStore) -> None:
+        await store.transact(lambda tx: tx.activations.insert([("q", written)]))
+        row = await store.transact(lambda tx: tx.activations.get(written.id))
+        assert {f: getattr(row, f) for f in Activation.__dataclass_fields__} == {
+            f: getattr(written, f) for f in Activation.__dataclass_fields__
+        }
+        assert row.queue == "q"
+        with pytest.raises(NotFound):
+            await store.transact(lambda tx: tx.activations.get(ids.digest("gone")))
+
+    with_store(tmp_path, body)
+
+
+def test_what_raises_writes_nothing(tmp_path: Path) -> None:
+    def work(tx: Tx) -> None:
+        tx.emit([b"{}"], 1)
+        tx.activations.insert([("q", activation())])
+        raise ValueError("no")
+
+    async def body(store: SqliteStore) -> None:
+        with pytest.raises(ValueError, match="no"):
+            await store.transact(work)
+        assert await store.transact(lambda tx: tx.records(0, 10)) == ([], [])
+        assert await store.transact(lambda tx: tx.activations.known([activation().id])) == set()
+
+    with_store(tmp_path, body)
+
+
+def test_an_illegal_transition_is_refused(tmp_path: Path) -> None:
+    async def body(store: SqliteStore) -> None:
+        done = activation(state=State.SUCCEEDED)
+        await store.transact(lambda tx: tx.activations.insert([("q", done)]))
+
+        def again(tx: Tx) -> None:
+            row = tx.activations.get(done.id)
+            row.state = State.RUNNING
+            tx.activations.save([(State.SUCCEEDED, row)])
+
+        with pytest.raises(IllegalTransition, match="from succeeded to running"):
+            await store.transact(again)
+
+    with_store(tmp_path, body)
+
+
+def test_a_partition_has_one_owner_by_epoch(tmp_path: Path) -> None:
+    async def body(store: SqliteStore) -> None:
+        first, position = await store.transact(lambda tx: tx.claim_partition("t", 0, 5))
+        assert (first.epoch, position) == (1, 5)
+        await store.transact(lambda tx: tx.advance(first, 9))
+        second, position = await store.transact(lambda tx: tx.claim_partition("t", 0, 5))
+        assert (second.epoch, position) == (2, 9)
+        with pytest.raises(LostPartition):
+            await store.transact(lambda tx: tx.advance(first, 10))
+        with pytest.raises(LostPartition):
+            await store.transact(lambda tx: tx.hold(first))
+        await store.transact(lambda tx: tx.hold(second))
+
+    with_store(tmp_path, body)
+
+
+def test_a_queue_is_first_come_first_served_with_retries_at_their_time(tmp_path: Path) -> None:
+    async def body(store: SqliteStore) -> None:
+        waiting = [activation(i, state=State.PENDING) for i in range(3)]
+        later = activation(9, state=State.PENDING, due=500)
+        await store.transact(lambda tx: tx.activations.insert([("q", a) for a in [later, *waiting]]))
+        rows = await store.transact(lambda tx: tx.activations.pending("q", 100, 10))
+        assert [row.id for row in rows] == [a.id for a in waiting]
+        assert await store.transact(lambda tx: tx.activations.next_due("q", 100)) == 500
+        rows = await store.transact(lambda tx: tx.activations.pending("q", 500, 10))
+        assert len(rows) == 4
+        assert await store.transact(lambda tx: tx.activations.queues()) == ["q"]
+
+    with_store(tmp_path, body)
+
+
+def test_retention_keeps_the_ledger_and_what_is_alive(tmp_path: Path) -> None:
+    async def body(store: SqliteStore) -> None:
+        old = activation(1, state=State.SUCCEEDED, ended=2000)
+        alive = activation(2)
+        await store.transact(lambda tx: tx.activations.insert([("q", old), ("q", alive)]))
+        assert await store.transact(lambda tx: tx.activations.forget(5000, 10)) == 1
+        assert await store.transact(lambda tx: tx.activations.known([old.id, alive.id])) == {old.id, alive.id}
+        assert await store.transact(lambda tx: tx.activations.forget_ledger(5000)) == 1
+        assert await store.transact(lambda tx: tx.activations.known([old.id, alive.id])) == {alive.id}
+
+    with_store(tmp_path, body)
+
+
+def test_the_log_forgets_by_age_and_size_but_never_what_is_not_dealt_with_nor_the_newest(tmp_path: Path) -> None:
+    async def body(store: SqliteStore) -> None:
+        for i in range(10):
+            await store.transact(lambda tx, i=i: tx.emit([b"x" * 100], 1000 * i))
+        assert await store.transact(lambda tx: tx.forget_records(3500, 10_000, 2, 100)) == 2
+        assert await store.transact(lambda tx: tx.forget_records(3500, 10_000, 10, 100)) == 2
+        assert await store.transact(lambda tx: tx.forget_records(0, 350, 10, 100)) == 3
+        assert await store.transact(lambda tx: tx.forget_records(10**9, 0, 10, 100)) == 2
+        offsets, _ = await store.transact(lambda tx: tx.records(0, 100))
+        assert offsets == [10]
+        await store.transact(lambda tx: tx.emit([b"y"], 1))
+        offsets, _ = await store.transact(lambda tx: tx.records(10, 100))
+        assert offsets == [11]
+
+    with_store(tmp_path, body)
+
+
+def test_a_newer_schema_is_refused_and_an_older_one_migrated(tmp_path: Path) -> None:
+    async def body(store: SqliteStore) -> None:
+        await store.transact(lambda tx: tx.dead_letters.insert([DeadLetter(kind="record", reason="r", time=1)]))
+
+    with_store(tmp_path, body)
+    database = sqlite3.connect(tmp_path / "store.db")
+    database.execute("UPDATE meta SET value=value+1 WHERE key='schema'")
+    database.commit()
+    database.close()
+    with pytest.raises(InvalidConfig, match="newer Eventmill"):
+        with_store(tmp_path, body)
+
+
+def test_migrations_run_in_order_and_once(tmp_path: Path) -> None:
+    from sqlalchemy import create_engine
+
+    ran: list[int] = []
+    steps = [schema.metadata.create_all, lambda c: ran.append(2), lambda c: ran.append(3)]
+    engine = create_engine(f"sqlite:///{tmp_path}/m.db")
+    for migrations in (steps[:1], steps[:2], steps, steps):
+        with engine.begin() as connection:
+            assert schema.migrate(connection, migrations) == len(migrations)  # type: ignore[arg-type]
+    assert ran == [2, 3]
+    engine.dispose()
+
+
+def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "store.db").write_bytes(b"hello" * 1000)
+    with pytest.raises(InvalidConfig, match=r"can't open the store .*store\.db"):
+        SqliteStore.open(tmp_path / "store.db")
+
+
+def test_a_torn_write_at_the_end_of_the_wal_takes_back_only_the_torn_commit(tmp_path: Path) -> None:
+    async def fill(store: SqliteStore) -> None:
+        for i in range(20):
+            await store.transact(lambda tx, i=i: tx.emit([b"%d" % i * 50], 1), durable=True)
+        (tmp_path / "copy.db").write_bytes((tmp_path / "store.db").read_bytes())
+        wal = (tmp_path / "store.db-wal").read_bytes()
+        (tmp_path / "copy.db-wal").write_bytes(wal[:-100])
+
+    with_store(tmp_path, fill)
+
+    async def check() -> None:
+        store = SqliteStore.open(tmp_path / "copy.db")
+        offsets, _ = await store.transact(lambda tx: tx.records(0, 100))
+        assert offsets == list(range(1, 20))
+        store.close()
+
+    asyncio.run(check())
+
+
+def test_a_full_disk_is_said_and_passes(tmp_path: Path) -> None:
+    async def body(store: SqliteStore) -> None:
+        def full(tx: Tx) -> None:
+            tx._connection.execute(text("PRAGMA max_page_count=1"))
+            tx.emit([b"x" * 100_000], 1)
+
+        with pytest.raises(Unavailable, match="can't be written"):
+            await store.transact(full)
+
+        def room(tx: Tx) -> None:
+            tx._connection.execute(text("PRAGMA max_page_count=1000000"))
+            tx.emit([b"x"], 1)
+
+        await store.transact(room, durable=True)
+
+    with_store(tmp_path, body)
+
+
+def test_a_disk_that_fails_to_sync_stops_everything(tmp_path: Path) -> None:
+    async def body(store: SqliteStore) -> None:
+        good, store._sync._fd = store._sync._fd, os.open(os.devnull, os.O_WRONLY)
+        os.close(store._sync._fd)  # fdatasync fails now
+        with pytest.raises(Unavailable):
+            await store.transact(lambda tx: tx.emit([b"x"], 1), durable=True)
+        store._sync._fd = good
+        with pytest.raises(Unavailable, match="restart"):
+            await store.transact(lambda tx: tx.emit([b"x"], 1))
+
+    with_store(tmp_path, body)
+
+
+def test_keys_are_kept_as_digests(tmp_path: Path) -> None:
+    async def body(store: SqliteStore) -> None:
+        key = await store.transact(lambda tx: tx.keys.create("ns", ["//mine"], 1), durable=True)
+        uuid, secret = key.split(":")
+        identity = await store.transact(lambda tx: tx.keys.identify(uuid, secret))
+        assert identity is not None
+        assert (identity.namespace, identity.may_post("//mine/x"), identity.may_post("//other")) == ("ns", True, False)
+        assert await store.transact(lambda tx: tx.keys.identify(uuid, secret[::-1])) is None
+        assert await store.transact(lambda tx: tx.keys.identify("none", secret)) is None
+        assert secret.encode() not in (tmp_path / "store.db-wal").read_bytes()
+        await store.transact(lambda tx: tx.keys.delete("ns"))
+        assert await store.transact(lambda tx: tx.keys.identify(uuid, secret)) is None
+
+    with_store(tmp_path, body)
+
+
+def test_entities_share_one_name_space_and_move_the_generation(tmp_path: Path) -> None:
+    action = {"exec": {"kind": "python:3.11", "code": "d", "binary": False}, "version": "0.0.1"}
+
+    async def body(store: SqliteStore) -> None:
+        put = lambda c, n, d: store.transact(lambda tx: tx.entities.put(c, "ns", n, f"u{n}", d, 1))  # noqa: E731
+        await put("packages", "p", {"version": "0.0.1", "parameters": [{"key": "a", "value": 1}]})
+        await put("actions", "p/f", action)
+        await put("triggers", "t", {"version": "0.0.1"})
+        await put("rules", "r", {"version": "0.0.1", "trigger": "ns/t", "action": "ns/p/f", "status": "active"})
+        changes = await store.transact(lambda tx: tx.entities.changes(2))
+        assert changes is not None
+        assert [(c.collection, c.name) for c in changes] == [("triggers", "t"), ("rules", "r")]
+        found = await store.transact(lambda tx: tx.entities.action("ns/p/f"))
+        assert found is not None
+        assert (found.parameters, found.qualified) == ({"a": 1}, "ns/p/f")
+        second = await put("actions", "p/f", {**action, "version": "0.0.2"})
+        pinned = await store.transact(lambda tx: tx.entities.revision(found.revision))
+        assert (pinned.version, second.revision != found.revision) == ("0.0.1", True)
+        assert [s.name for s in await store.transact(lambda tx: tx.entities.rules_of("ns/t"))] == ["r"]
+        assert await store.transact(lambda tx: tx.entities.forget_revisions()) == 1
+        assert await store.transact(lambda tx: tx.entities.count("actions", "ns", package="p")) == 1
+        assert await store.transact(lambda tx: tx.entities.count("actions", "ns", package="")) == 0
+        await store.transact(lambda tx: tx.entities.delete("ns", "r"))
+        with pytest.raises(NotFound):
+            await store.transact(lambda tx: tx.entities.delete("ns", "r"))
+
+    with_store(tmp_path, body)
