@@ -1,0 +1,282 @@
+"""Commands about activations: what has run, what runs, and how it went."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from eventmill.cli import options
+from eventmill.cli.options import CommandFailed, closing
+from eventmill.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from eventmill.cli.client import Client
+
+PATH = "/eventmill/v1/activations"
+STATES = ("pending", "handed", "accepted", "running", "succeeded", "failed", "cancelled")
+FINAL = frozenset({"succeeded", "failed", "cancelled"})
+
+_AGO = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)\Z")
+_AGO_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_FOLLOW_S = 60
+"""How long one request waits for the end of an activation."""
+
+app = typer.Typer(
+    name="activations",
+    help="What has run and what runs: list, show, logs, replay, cancel.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="Id of the activation: 32 hex digits.")]
+
+
+def milliseconds(text: str, now_ms: int) -> int:
+    """A moment as epoch ms: `30m` ago (s, m, h, d), epoch ms, or an ISO time (of this machine's zone unless it says
+    otherwise). Raises InvalidInput."""
+    from datetime import datetime
+
+    if ago := _AGO.match(text.strip()):
+        return now_ms - round(1000 * float(ago[1]) * _AGO_S[ago[2]])
+    if text.isdecimal() and len(text) >= 12:
+        return int(text)
+    try:
+        return round(1000 * datetime.fromisoformat(text).timestamp())
+    except ValueError:
+        raise InvalidInput(f"'{text}' is no time: write 30m, 2h, 7d, or 2026-05-01T12:00") from None
+
+
+@app.command(
+    "list",
+    epilog=closing(
+        "eventmill activations list --state failed --since 2h",
+        "eventmill activations list --action beamtime/inspect --limit 200 --json",
+    ),
+)
+def list_(
+    state: Annotated[str | None, typer.Option("--state", help=f"Only in this state: {', '.join(STATES)}.")] = None,
+    action: Annotated[str | None, typer.Option("--action", help="Only of this action: name or package/name.")] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", help="Only from then on: 30m, 2h, 7d (ago), or a time.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="How many at most.")] = 30,
+    url: options.Url = None,
+    key: options.Key = None,
+    data_dir: options.DataDir = None,
+    json: options.Json = False,
+) -> None:
+    """List activations, newest first, those under way among them."""
+    from eventmill.cli import output
+    from eventmill.cli.client import Client, target
+
+    if state is not None and state not in STATES:
+        raise InvalidInput(f"--state {state}: write one of {', '.join(STATES)}")
+    since_ms = None if since is None else milliseconds(since, int(1000 * time.time()))
+    with Client(target(url, key, data_dir)) as client:
+        found = list(client.pages(PATH, limit, state=state, name=action, since=since_ms))
+    if json:
+        output.json_lines(found)
+        return
+    rows = [
+        (
+            a["activationId"],
+            a["state"],
+            a["action"],
+            output.moment(_begin(a)),
+            _took(a),
+            f"{a['attempt']}",
+            a.get("rule"),
+        )
+        for a in found
+    ]
+    output.table(("activation", "state", "action", "begin", ">took", ">attempt", "rule"), rows, "no activations")
+
+
+@app.command(
+    epilog=closing(
+        "eventmill activations show 0123456789abcdef0123456789abcdef",
+        "eventmill activations show --follow 0123456789abcdef0123456789abcdef",
+        codes="0 shown (with --follow: it has succeeded), 1 not found, no server, or (with --follow) it has failed.",
+    )
+)
+def show(
+    id: Id,
+    follow: Annotated[bool, typer.Option("--follow", help="Wait until it has ended.")] = False,
+    url: options.Url = None,
+    key: options.Key = None,
+    data_dir: options.DataDir = None,
+    json: options.Json = False,
+) -> None:
+    """Show one activation.
+
+    Its state, attempts, cause, result and usage, and the steps of a chain as a tree.
+    """
+    from eventmill.cli import output
+    from eventmill.cli.client import Client, target
+
+    with Client(target(url, key, data_dir)) as client:
+        shown = client.get(f"{PATH}/{_id(id)}")
+        while follow and shown["state"] not in FINAL:
+            output.note(f"{shown['state']}, attempt {shown['attempt']}: waiting for its end (Ctrl-C leaves it running)")
+            shown = client.get(f"{PATH}/{_id(id)}", wait_s=_FOLLOW_S)
+        if json:
+            output.json_line(shown)
+        else:
+            _print(client, shown)
+    if follow and shown["state"] != "succeeded":
+        raise CommandFailed
+
+
+@app.command(epilog=closing("eventmill activations logs 0123456789abcdef0123456789abcdef"))
+def logs(
+    id: Id,
+    url: options.Url = None,
+    key: options.Key = None,
+    data_dir: options.DataDir = None,
+    json: options.Json = False,
+) -> None:
+    """Print what it has written to stdout and stderr."""
+    from eventmill.cli import output
+    from eventmill.cli.client import Client, target
+
+    with Client(target(url, key, data_dir)) as client:
+        lines = client.get(f"{PATH}/{_id(id)}")["logs"]
+    if json:
+        output.json_line({"logs": lines})
+        return
+    for line in lines:
+        output.line(line)
+
+
+@app.command(epilog=closing("eventmill activations replay 0123456789abcdef0123456789abcdef"))
+def replay(
+    id: Id,
+    url: options.Url = None,
+    key: options.Key = None,
+    data_dir: options.DataDir = None,
+    json: options.Json = False,
+) -> None:
+    """Try a failed or cancelled activation again.
+
+    It gets a new attempt; a chain goes on where it failed.
+    """
+    _act(id, "replay", url, key, data_dir, json)
+
+
+@app.command(epilog=closing("eventmill activations cancel 0123456789abcdef0123456789abcdef"))
+def cancel(
+    id: Id,
+    url: options.Url = None,
+    key: options.Key = None,
+    data_dir: options.DataDir = None,
+    json: options.Json = False,
+) -> None:
+    """End an activation, with its steps and its job."""
+    _act(id, "cancel", url, key, data_dir, json)
+
+
+def _act(id: str, verb: str, url: str | None, key: str | None, data_dir: Any, json: bool) -> None:
+    from eventmill.cli import output
+    from eventmill.cli.client import Client, target
+
+    with Client(target(url, key, data_dir)) as client:
+        answer = client.post(f"{PATH}/{_id(id)}/{verb}")
+    if json:
+        output.json_line(answer)
+    else:
+        output.line(f"{answer['activationId']}: {answer['state']}, attempt {answer['attempt']}")
+
+
+def _id(text: str) -> str:
+    """Raises InvalidInput for what can't be an id, and would be another path."""
+    if not re.fullmatch(r"[0-9a-f]{32}", text):
+        raise InvalidInput(f"'{text}' is no id of an activation: 32 hex digits, as `activations list` shows them")
+    return text
+
+
+# showing one
+
+
+def _begin(activation: Mapping[str, Any]) -> int | None:
+    """When it was started, or recorded if it has not been."""
+    return activation.get("start") or activation.get("created")
+
+
+def _took(activation: Mapping[str, Any]) -> str:
+    from eventmill.cli import output
+
+    return output.lasting(activation.get("start"), activation.get("end"))
+
+
+def _print(client: Client, shown: Mapping[str, Any]) -> None:
+    from eventmill.cli import output
+
+    for name, value in _facts(shown):
+        if value not in (None, "", {}, []):
+            output.line(f"{name + ':':<11} {value if isinstance(value, str) else output.json_pretty(value)}")
+    for attempt in shown.get("attempts", ()):
+        output.line(f"attempt {attempt['attempt']}: {_attempt(attempt)}")
+    if shown.get("steps"):
+        from rich.console import Console
+
+        Console().print(_tree(client, shown))
+
+
+def _facts(shown: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    from eventmill.cli import output
+
+    left = shown.get("attempts_left")
+    yield "activation", shown["activationId"]
+    yield "action", shown["action"]
+    yield "state", shown["state"]
+    yield "attempt", f"{shown['attempt']}" + (f" ({left} more if it fails)" if left else "")
+    yield "created", output.moment(shown.get("created"))
+    yield "started", output.moment(shown.get("start"))
+    yield "ended", " ".join(filter(None, (output.moment(shown.get("end")), _took(shown) and f"({_took(shown)})")))
+    yield "due", output.moment(shown.get("due"))
+    cause = shown.get("cause")
+    yield "cause", cause and f"event {cause['id']} from {cause['source']}"
+    for name in ("rule", "parent", "handle", "usage"):
+        yield name, shown.get(name)
+    yield "result", shown.get("result")
+
+
+def _attempt(attempt: Mapping[str, Any]) -> str:
+    from eventmill.cli import output
+
+    return f"{attempt['state']}, {output.moment(attempt.get('start'))} {_took(attempt)}".rstrip()
+
+
+def _tree(client: Client, shown: Mapping[str, Any]) -> Any:
+    """The steps of a chain or map, and theirs. Each level is one request."""
+    from rich.text import Text
+    from rich.tree import Tree
+
+    tree = Tree(Text(_label(shown)))
+
+    def grow(branch: Tree, steps: list[Mapping[str, Any]]) -> None:
+        for step in steps:
+            below = branch.add(Text(_label(step)))
+            if step.get("category") in ("sequence", "map"):
+                grow(below, client.get(f"{PATH}/{step['activationId']}").get("steps", []))
+
+    grow(tree, shown["steps"])
+    return tree
+
+
+def _label(activation: Mapping[str, Any]) -> str:
+    from eventmill.cli import output
+
+    took, handle = _took(activation), activation.get("handle")
+    parts = [
+        activation["action"],
+        activation["state"],
+        took,
+        f"job {handle}" if handle else "",
+        activation["activationId"],
+    ]
+    return output.printable("  ".join(filter(None, parts)))

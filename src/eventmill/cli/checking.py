@@ -1,0 +1,99 @@
+"""What `eventmill check --config FILE` looks at: whether a server with this configuration would find what it needs.
+
+Looks and changes nothing: no directory is made, no database is opened.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from eventmill.config import Settings
+from eventmill.errors import InvalidConfig
+from eventmill.events import PathTable
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """Something that the server needs. `detail` says what was found, and if it can't be had, what to do."""
+
+    name: str
+    reachable: bool
+    detail: str
+
+    def as_json(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def components(settings: Settings) -> Iterator[Component]:
+    """Everything that the configuration names."""
+    yield _data_dir(settings.server.data_dir)
+    yield _disk(settings.server.data_dir, settings.limits.disk_free_mb)
+    yield _port(settings.server.host, settings.server.port)
+    yield _paths(settings)
+    for source in settings.files:
+        yield _directory(f"files {source.path}", source.path)
+    for row in settings.paths:
+        if row.local is not None:
+            yield _directory(f"paths {row.subject}", Path(row.local))
+
+
+def _data_dir(path: Path) -> Component:
+    """It exists and is ours, or can be made."""
+    name = "server.data_dir"
+    if path.is_dir():
+        usable = os.access(path, os.R_OK | os.W_OK | os.X_OK)
+        return Component(name, usable, str(path) if usable else f"{path} can't be written by this user")
+    above = _nearest(path)
+    if above.is_dir() and os.access(above, os.W_OK | os.X_OK):
+        return Component(name, True, f"{path} will be made")
+    return Component(name, False, f"{path} is not there and can't be made: {above} can't be written by this user")
+
+
+def _disk(path: Path, free_mb: int) -> Component:
+    free = shutil.disk_usage(_nearest(path)).free >> 20
+    enough = free > free_mb
+    hint = "" if enough else f": below limits.disk_free_mb = {free_mb} nothing is taken in"
+    return Component("disk", enough, f"{free} MB free{hint}")
+
+
+def _port(host: str, port: int) -> Component:
+    """Free to listen on, or taken: by a server of ours perhaps, which is no fault."""
+    name, where = "server.port", f"{host}:{port}"
+    if port == 0:
+        return Component(name, True, "any free port")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as e:
+        return Component(name, False, f"can't listen on {where}: {e.strerror} (is a server running already?)")
+    return Component(name, True, f"{where} is free")
+
+
+def _paths(settings: Settings) -> Component:
+    try:
+        PathTable(settings.paths)
+    except InvalidConfig as e:
+        return Component("paths", False, str(e))
+    return Component("paths", True, f"{len(settings.paths)} rows")
+
+
+def _directory(name: str, path: Path) -> Component:
+    if not path.is_dir():
+        return Component(name, False, f"{path} is no directory here")
+    readable = os.access(path, os.R_OK | os.X_OK)
+    return Component(name, readable, str(path) if readable else f"{path} can't be read by this user")
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or what exists above it."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path

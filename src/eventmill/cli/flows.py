@@ -1,0 +1,233 @@
+"""Commands about a flow file: `deploy`, `test`, `lint`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from eventmill.cli import options
+from eventmill.cli.options import CommandFailed, closing
+from eventmill.errors import InvalidFlow, InvalidInput
+
+if TYPE_CHECKING:
+    from eventmill.cli.deployment import Change
+    from eventmill.sdk.pack import Flow
+
+FlowFile = Annotated[Path, typer.Argument(metavar="FLOW.py", help="The flow.")]
+
+
+def read_flow(path: Path) -> Flow:
+    """Raises InvalidFlow with file and line."""
+    from eventmill.sdk.errors import FlowError
+    from eventmill.sdk.pack import load
+
+    try:
+        return load(path)
+    except FlowError as e:
+        raise InvalidFlow(str(e)) from e
+
+
+def flow_entities(flow: Flow, namespace: str, parameters: dict[str, Any] | None = None) -> list[Any]:
+    """The flow's documents, their patterns read once here, so that a mistake is known before anything is sent.
+
+    Raises InvalidFlow.
+    """
+    from eventmill.cli.deployment import named
+    from eventmill.errors import InvalidPattern
+    from eventmill.rules import parse
+    from eventmill.sdk.errors import FlowError
+
+    try:
+        entities = flow.documents(namespace=namespace, parameters=parameters)
+    except FlowError as e:
+        raise InvalidFlow(str(e)) from e
+    for collection, name, document in entities:
+        if collection == "triggers":
+            try:
+                parse(named(document["annotations"])["pattern"])
+            except InvalidPattern as e:
+                raise InvalidFlow(f"{_where(flow, name)}: rule '{_rule_name(name)}': {e}") from e
+    return entities
+
+
+def _rule_name(trigger: str) -> str:
+    return trigger.removesuffix(".trigger").partition(".")[2]
+
+
+def _where(flow: Flow, trigger: str) -> str:
+    """`flow.py:12`, where the rule of this trigger was written."""
+    package = trigger.partition(".")[0]
+    return next(mill.rules[_rule_name(trigger)].where for mill in flow.mills if mill.name == package)
+
+
+def parameter_values(pairs: list[str] | None, option: str) -> dict[str, Any]:
+    """`NAME=JSON` pairs; what is not JSON is taken as text."""
+    import json
+
+    values: dict[str, Any] = {}
+    for pair in pairs or []:
+        name, equals, text = pair.partition("=")
+        if not name or not equals:
+            raise InvalidInput(f"{option} {pair}: write NAME=VALUE")
+        try:
+            values[name] = json.loads(text)
+        except ValueError:
+            values[name] = text
+    return values
+
+
+def deploy(
+    flow_file: FlowFile,
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option("--param", metavar="NAME=VALUE", help="Another value for a parameter of the flow (JSON or text)."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    namespace: options.Namespace = "_",
+    url: options.Url = None,
+    key: options.Key = None,
+    data_dir: options.DataDir = None,
+    json: options.Json = False,
+) -> None:
+    """Put a flow on a running server.
+
+    Sends only what has changed, and removes what an earlier version of the flow had and this one hasn't.
+    """
+    from eventmill.cli import output
+    from eventmill.cli.client import Client, target
+    from eventmill.cli.deployment import carry_out, plan, real_name
+
+    flow = read_flow(flow_file)
+    given = parameter_values(parameters, "--param")
+    with Client(target(url, key, data_dir)) as client:
+        entities = flow_entities(flow, real_name(client, namespace), given)
+        changes = plan(client, namespace, flow, entities)
+        if not dry_run:
+            with output.progress("deploying", len(changes)) as step:
+                changes = carry_out(client, namespace, changes, lambda change: step())
+    _print_changes(changes, json)
+    if dry_run:
+        output.note("dry run: nothing was changed")
+    if any(change.outcome == "refused" for change in changes):
+        raise CommandFailed
+
+
+def _print_changes(changes: list[Change], json: bool) -> None:
+    from eventmill.cli import output
+
+    if json:
+        output.json_lines(change.as_json() for change in changes)
+        return
+    rows = [(c.outcome, c.collection.removesuffix("s"), c.name) for c in changes]
+    output.table(("outcome", "entity", "name"), rows, "the flow is empty")
+    for change in changes:
+        if change.reason:
+            output.note(
+                f"eventmill: {change.collection.removesuffix('s')} '{change.name}' was refused: {change.reason}"
+            )
+
+
+def rehearse(
+    flow_file: FlowFile,
+    event_file: Annotated[str, typer.Argument(metavar="EVENT.json", help="A CloudEvent as JSON; - for stdin.")],
+    assumed: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--result",
+            metavar="ACTION=JSON",
+            help="Take this as the action's result instead of running it (what a submit description does, say).",
+        ),
+    ] = None,
+    parameters: Annotated[
+        list[str] | None, typer.Option("--param", metavar="NAME=VALUE", help="As for deploy.")
+    ] = None,
+    config: options.Config = None,
+    json: options.Json = False,
+) -> None:
+    """Try a flow on one event, without a server.
+
+    Says which rules match, and why the others don't; then runs what they start, in the foreground. Functions and plain-Python jobs run in this process, one after the other, without time limits and retries. The
+    completion of each action is an event again, for the flow's other rules. --config: its [[paths]] map event.path.
+    """
+    from eventmill.cli import output
+    from eventmill.cli.events import read_event
+    from eventmill.cli.rehearsal import Rehearsal
+    from eventmill.config import load
+
+    paths = load(config).paths
+    flow = read_flow(flow_file)
+    event = read_event(event_file)
+    results = parameter_values(assumed, "--result")
+    rehearsal = Rehearsal(flow, flow_entities(flow, "default", parameter_values(parameters, "--param")), results, paths)
+    steps = []
+    for step in rehearsal.run(event):
+        steps.append(step)
+        if json:
+            output.json_line(step.as_json())
+        else:
+            output.line(step.as_text())
+    if not any(step.kind == "action" for step in steps) and not json:
+        output.note("no rule matches: nothing was run")
+    if any(step.failed for step in steps) or not any(step.kind == "action" for step in steps):
+        raise CommandFailed
+
+
+def lint(
+    flow_file: Annotated[
+        Path | None, typer.Argument(metavar="[FLOW.py]", help="A flow; without one, what is on the server.")
+    ] = None,
+    url: options.Url = None,
+    key: options.Key = None,
+    data_dir: options.DataDir = None,
+    json: options.Json = False,
+) -> None:
+    """Look for rules that are dear, dead or circular.
+
+    That is: keyless rules (every event is compared with them), patterns that nothing can match, and loops, where an
+    action writes what its own rule waits for.
+    """
+    from eventmill.cli import output
+    from eventmill.cli.client import Client, target
+    from eventmill.cli.linting import lint_flow
+
+    if flow_file is None:
+        with Client(target(url, key, data_dir)) as client:
+            findings = client.get("/eventmill/v1/lint")
+    else:
+        flow = read_flow(flow_file)
+        findings = [finding.as_json() for finding in lint_flow(flow_entities(flow, "default"))]
+    if json:
+        output.json_lines(findings)
+    else:
+        rows = [(f["severity"], f["rule"], f["message"]) for f in findings]
+        output.table(("severity", "rule", "finding"), rows, "nothing to complain about")
+    if findings:
+        raise CommandFailed
+
+
+def register(app: typer.Typer) -> None:
+    app.command(
+        epilog=closing(
+            "eventmill deploy flow.py",
+            "eventmill deploy flow.py --dry-run --json",
+            "EVENTMILL_URL=https://mill.example.org EVENTMILL_KEY=… eventmill deploy flow.py --param threshold=0.5",
+            codes="0 done, 1 something was refused or no server answered, 2 the flow is wrong.",
+        )
+    )(deploy)
+    app.command(
+        "test",
+        epilog=closing(
+            "eventmill test flow.py event.json",
+            """eventmill test flow.py event.json --result calibrate='{"path": "/data/exfel/run1.h5"}'""",
+            codes="0 all that ran has succeeded, 1 something failed or no rule matches, 2 the flow or event is wrong.",
+        ),
+    )(rehearse)
+    app.command(
+        epilog=closing(
+            "eventmill lint flow.py",
+            "eventmill lint --json",
+            codes="0 nothing found, 1 something found, 2 the flow is wrong.",
+        )
+    )(lint)

@@ -1,0 +1,142 @@
+"""What `eventmill run` does: a server in this process, the flow deployed to it over loopback, and a line for whatever
+ends.
+
+The server owns the event loop and its signals. The deploy is a client like any other, in a thread, because it waits for
+a server that lives on the loop; so does printing, because a terminal may be paused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from eventmill.cli import output
+from eventmill.cli.client import Client, Target
+from eventmill.cli.deployment import Change, carry_out, plan
+from eventmill.cli.options import CommandFailed
+from eventmill.cli.watching import sources, watches
+from eventmill.config import Settings
+from eventmill.sdk.pack import Entity, Flow
+
+if TYPE_CHECKING:
+    from eventmill.entities import Activation
+    from eventmill.server import Running
+    from eventmill.store import DeadLetter
+
+NAMESPACE = "default"
+"""That of the key which a server makes for itself."""
+
+
+def run_flow(flow: Flow, entities: Sequence[Entity], settings: Settings, json: bool) -> None:
+    """Serve the flow until SIGTERM or Ctrl-C, which end it cleanly. Raises CommandFailed if the flow was refused."""
+    found = watches(entities, settings)
+    for watch in found:
+        output.note(f"not watched: {watch.path}: {watch.problem}" if watch.problem else f"watching {watch.path}")
+    settings = settings.model_copy(update={"files": sources(found, settings)})
+    asyncio.run(_Run(flow, entities, json).serve(settings))
+
+
+class _Run:
+    """One run: the server, and beside it the deploy and the printing. If one of these fails, the server is ended."""
+
+    def __init__(self, flow: Flow, entities: Sequence[Entity], json: bool) -> None:
+        self._flow = flow
+        self._entities = entities
+        self._json = json
+        self._beside: list[asyncio.Task[None]] = []
+        self._failure: BaseException | None = None
+        self._server: asyncio.Task[None] | None = None
+
+    async def serve(self, settings: Settings) -> None:
+        from eventmill.server import serve
+
+        self._server = asyncio.create_task(serve(settings, ready=self._ready))
+        try:
+            await self._server
+        except asyncio.CancelledError:
+            if self._failure is None:
+                raise
+        finally:
+            for task in self._beside:
+                task.cancel()
+            await asyncio.gather(*self._beside, return_exceptions=True)
+        if self._failure is not None:
+            raise self._failure
+
+    def _ready(self, running: Running) -> None:
+        # in this order: what the deploy makes happen must be seen
+        for work in (self._print_all(running), self._deploy(running)):
+            task = asyncio.create_task(work)
+            task.add_done_callback(self._ended)
+            self._beside.append(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            self._failure = self._failure or failure
+            assert self._server is not None
+            self._server.cancel()
+
+    async def _deploy(self, running: Running) -> None:
+        changes = await asyncio.to_thread(self._put, Target(running.url, "this process", running.key))
+        for change in changes:
+            if change.outcome == "refused":
+                output.note(f"eventmill: {change.collection.removesuffix('s')} '{change.name}': {change.reason}")
+        if any(change.outcome == "refused" for change in changes):
+            raise CommandFailed("the flow was refused")
+        rules = sum(change.collection == "rules" and change.outcome != "deleted" for change in changes)
+        output.note(f"{self._flow.path.name} is served at {running.url}: {rules} rules; Ctrl-C ends it")
+
+    def _put(self, target: Target) -> list[Change]:
+        with Client(target) as client:
+            return carry_out(client, NAMESPACE, plan(client, NAMESPACE, self._flow, self._entities))
+
+    async def _print_all(self, running: Running) -> None:
+        async for activations, letters in running.engine.follow():
+            await asyncio.to_thread(self._print, activations, letters)
+
+    def _print(self, activations: Sequence[Activation], letters: Sequence[DeadLetter]) -> None:
+        for line in _json_lines(activations, letters) if self._json else _lines(activations, letters):
+            output.json_line(line) if self._json else output.line(line)
+
+
+def _json_lines(activations: Sequence[Activation], letters: Sequence[DeadLetter]) -> Iterator[Any]:
+    from eventmill.api.answers import dead_letter, own_activation
+
+    for activation in activations:
+        yield {"kind": "activation", **own_activation(activation)}
+    for letter in letters:
+        yield {"kind": "dead-letter", **dead_letter(letter)}
+
+
+def _lines(activations: Sequence[Activation], letters: Sequence[DeadLetter]) -> Iterator[str]:
+    now = time.strftime("%H:%M:%S")
+    for row in activations:
+        action = row.action.partition("/")[2]
+        took = output.lasting(row.started, row.ended) if row.started else ""
+        parts = [now, f"{row.state!s:<9}", action, took, _about(row.params), _why(row), row.id]
+        yield "  ".join(filter(None, parts))
+    for letter in letters:
+        about = [now, "dead letter", letter.kind, letter.rule or "", letter.reason, letter.activation or ""]
+        yield "  ".join(filter(None, about))
+
+
+def _about(params: bytes) -> str:
+    """The subject of the event that an activation got, or the path that its predecessor named."""
+    try:
+        value = orjson.loads(params)
+    except orjson.JSONDecodeError:
+        return ""
+    about = (
+        next((value[name] for name in ("subject", "path") if value.get(name)), "") if isinstance(value, dict) else ""
+    )
+    return about if isinstance(about, str) else ""
+
+
+def _why(row: Activation) -> str:
+    """A failure's error, in short."""
+    result = None if row.state.name == "SUCCEEDED" or row.result is None else orjson.loads(row.result)
+    return f"error: {str(result.get('error'))[:200]}" if isinstance(result, dict) else ""
