@@ -201,8 +201,8 @@ async def world(
 ) -> AsyncIterator[World]:
     """A running engine over `directory`: opening it again continues what is stored there."""
     async with stopped(directory, functions, jobs, **limits) as w:
+        follower = asyncio.ensure_future(_follow(w, w.engine.follow()))
         await w.engine.start()
-        follower = asyncio.ensure_future(_follow(w))
         yield w
         follower.cancel()
         await w.engine.stop()
@@ -227,8 +227,8 @@ async def stopped(
     store.close()
 
 
-async def _follow(w: World) -> None:
-    async for finished, letters in w.engine.follow():
+async def _follow(w: World, news: AsyncIterator[tuple[list[Activation], list[DeadLetter]]]) -> None:
+    async for finished, letters in news:
         w.finished.extend(finished)
         w.letters.extend(letters)
         w.news.set()

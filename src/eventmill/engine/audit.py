@@ -11,7 +11,8 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 from eventmill.backbone import Backbone
 from eventmill.config import Retention
@@ -66,9 +67,13 @@ async def remove_orphans(store: Store, executors: Mapping[str, Executor], counts
         held = await executor.held()
         if not held:
             continue
-        known = await store.transact(lambda tx, held=held: tx.activations.handles(held.values()))
+        known = await store.transact(partial(_recorded, handles=list(held.values())))
         orphans: dict[str, str | None] = {id: handle for id, handle in held.items() if handle not in known}
         if orphans:
             _log.warning("removing %d held jobs that were never recorded", len(orphans))
             counts["orphans"] += len(orphans)
             executor.cancel(orphans)
+
+
+def _recorded(tx: Tx, handles: Sequence[str]) -> set[str]:
+    return tx.activations.handles(handles)

@@ -175,10 +175,15 @@ class Engine:
         await self._store.durable()
         return done
 
-    async def follow(self) -> AsyncIterator[tuple[list[Activation], list[DeadLetter]]]:
-        """What finishes, and what becomes a dead letter, from now on, in lists."""
+    def follow(self) -> AsyncIterator[tuple[list[Activation], list[DeadLetter]]]:
+        """What finishes, and what becomes a dead letter, from this call on, in lists."""
         queue: asyncio.Queue[tuple[list[Activation], list[DeadLetter]]] = asyncio.Queue()
         self._followers.append(queue)
+        return self._follow(queue)
+
+    async def _follow(
+        self, queue: asyncio.Queue[tuple[list[Activation], list[DeadLetter]]]
+    ) -> AsyncIterator[tuple[list[Activation], list[DeadLetter]]]:
         try:
             while True:
                 yield await queue.get()

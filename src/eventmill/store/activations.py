@@ -59,10 +59,8 @@ class Activations:
 
     def insert(self, activations: Sequence[tuple[str, Activation]]) -> None:
         """Record new activations, each with the queue that it waits in, and note them in the ledger."""
-        if not activations:
-            return
-        self._connection.exec_driver_sql(_INSERT, [_values(queue, a) for queue, a in activations])
-        self._connection.exec_driver_sql(_LEDGER, [(bytes.fromhex(a.id), a.created) for _, a in activations])
+        self._many(_INSERT, [_values(queue, a) for queue, a in activations])
+        self._many(_LEDGER, [(bytes.fromhex(a.id), a.created) for _, a in activations])
 
     def get(self, id: str) -> Row:
         """One activation. Raises NotFound."""
@@ -84,12 +82,10 @@ class Activations:
 
         Raises IllegalTransition for a state that can't follow the old one: nothing is written then.
         """
-        if not rows:
-            return
         for old, row in rows:
             if old is not row.state:
                 check_transition(row.id, old, row.state)
-        self._connection.exec_driver_sql(
+        self._many(
             _FINISH,
             [
                 (
@@ -106,7 +102,7 @@ class Activations:
 
     def hand(self, seqs: Sequence[int]) -> None:
         """Pending rows are handed over."""
-        self._connection.exec_driver_sql(
+        self._many(
             "UPDATE activations SET state=? WHERE seq=? AND state=?",
             [(int(State.HANDED), seq, int(State.PENDING)) for seq in seqs],
         )
@@ -151,7 +147,7 @@ class Activations:
 
     def take_back(self, ids: Sequence[str], *, interrupted: bool) -> None:
         """What was handed over waits again; `interrupted` counts the death of the server that had started it."""
-        self._connection.exec_driver_sql(
+        self._many(
             "UPDATE activations SET state=?, due=0, interruptions=interruptions+? WHERE id=? AND state IN (2, 3, 4)",
             [(int(State.PENDING), int(interrupted), bytes.fromhex(i)) for i in ids],
         )
@@ -251,7 +247,7 @@ class Activations:
         """Record handles (id, attempt, handle) of what was handed over; returns those that were recorded."""
         rows = self.get_many(i for i, _, _ in accepted)
         good = [(i, h) for i, n, h in accepted if i in rows and rows[i].attempt == n and _may_take(rows[i], h)]
-        self._connection.exec_driver_sql(
+        self._many(
             "UPDATE activations SET state=?, handle=? WHERE id=?",
             [(int(State.ACCEPTED), h, bytes.fromhex(i)) for i, h in good if rows[i].state is not State.RUNNING],
         )
@@ -271,7 +267,7 @@ class Activations:
 
     def start(self, started: Sequence[tuple[str, int, int, Mapping[str, Any]]]) -> None:
         """Jobs that run now: (id, attempt, time, facts)."""
-        self._connection.exec_driver_sql(
+        self._many(
             'UPDATE activations SET state=?, started=?, "usage"=? WHERE id=? AND attempt=? AND state IN (2, 3)',
             [(int(State.RUNNING), time, orjson.dumps(detail), bytes.fromhex(i), n) for i, n, time, detail in started],
         )
@@ -328,6 +324,11 @@ class Activations:
                 started=None, ended=None, handle=None, status=None, result=None, logs=None, usage=None,
             )
         )  # fmt: skip
+
+    def _many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """The same statement for each of these rows; none is fine."""
+        if rows:
+            self._connection.exec_driver_sql(statement, list(rows))
 
     def _rows(self, where: str, values: tuple[Any, ...]) -> Iterator[Row]:
         for row in self._connection.exec_driver_sql(f"{_SELECT} {where}", values):
