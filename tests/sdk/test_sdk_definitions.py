@@ -36,7 +36,7 @@ def test_a_function_is_still_the_function(mill: Mill) -> None:
     assert double({"n": 4}) == {"n": 8}
     assert double.__doc__ == "Doubles n."
     assert double.path == "beamtime/double"
-    assert double.limits() == {"timeout": 30_000, "memory": 256}
+    assert double.limits() == {"timeout": 30_000, "memory": 256, "logs": 10}
     assert double.annotations() == {"description": "Doubles n."}
     assert repr(double) == "<function beamtime/double>"
     assert double.where.startswith("test_sdk_definitions.py:")
@@ -46,7 +46,7 @@ def test_options_become_limits_annotations_and_parameters(mill: Mill) -> None:
     @mill.function(logs="5MB", instances=4, retries=0, parameters={"b": [2], "a": 1}, init={"TOKEN_FILE": "/run/token"})
     def f() -> None: ...
 
-    assert f.limits() == {"logs": 5, "instances": 4}
+    assert f.limits() == {"timeout": 60_000, "memory": 256, "logs": 5, "instances": 4}
     assert f.annotations() == {"retries": 0}
     assert f.bound() == [
         {"key": "a", "value": 1},
@@ -86,7 +86,8 @@ def test_joining_is_associative(abc: list[Any]) -> None:
 
 def test_a_named_sequence_stays_a_step_of_its_own(mill: Mill, abc: list[Any]) -> None:
     a, b, c = abc
-    calibration = mill.sequence("calibration", a >> b, on_error=c)
+    calibration = mill.sequence("calibration", a >> b, timeout="3d", on_error=c)
+    assert calibration.annotations() == {"timeout": 259_200_000}
     assert steps(calibration) == ["a", "b"]
     assert steps(calibration >> c) == ["calibration", "c"]
     assert calibration.on_error is c
@@ -120,6 +121,8 @@ def test_maps(mill: Mill, abc: list[Any]) -> None:
     tolerant = mill.map(a >> b, partial=True)
     assert tolerant.path == "beamtime/partial-map-a-b"
     assert mill.actions["a-b"] is tolerant.action
+    with pytest.raises(FlowError, match="the name 'map-a' is taken by a map"):
+        mill.map(a, timeout="1h")
     assert mill.map(a, name="all", on_error=c).needs() == (a, c)
 
 

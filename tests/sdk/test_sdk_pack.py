@@ -39,7 +39,7 @@ def test_the_ten_lines_documents_have_openwhisks_shapes(tmp_path: Path) -> None:
         "inspect",
         True,
     )
-    assert inspect["limits"] == {"timeout": 30_000, "memory": 256}
+    assert inspect["limits"] == {"timeout": 30_000, "memory": 256, "logs": 10}
     assert inspect["parameters"] == []
     assert annotated(inspect)["provide-api-key"] is False
     assert annotated(inspect)["flow"] == "flow.py"
@@ -109,7 +109,7 @@ def test_annotations_that_are_gone_are_named_for_deletion(tmp_path: Path) -> Non
     text = "from eventmill import Mill\nmill = Mill('m')\n@mill.function(retries=2)\ndef f(): ...\n"
     document = documents(flow(tmp_path, text))["actions", "m/f"]
     assert annotated(document)["retries"] == 2
-    assert document["delAnnotations"] == ["description", "on_error", "partial", "pool"]
+    assert document["delAnnotations"] == ["description", "on_error", "partial", "pool", "timeout"]
 
 
 def test_completions_and_ticks_carry_the_namespace(tmp_path: Path) -> None:

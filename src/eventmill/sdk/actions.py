@@ -135,21 +135,22 @@ class Function(Wrapped):
         mill: Mill,
         function: FunctionType,
         *,
-        memory: Optional[str] = None,
-        logs: Optional[str] = None,
+        timeout: Union[float, str] = "60s",
+        memory: str = "256MB",
+        logs: str = "10MB",
         instances: Optional[int] = None,
         init: Optional[Mapping[str, Any]] = None,
         **common: Any,
     ) -> None:
-        super().__init__(mill, function, **common)
-        self.memory_mb = None if memory is None else megabytes(memory, "memory")
-        self.logs_mb = None if logs is None else megabytes(logs, "logs")
+        super().__init__(mill, function, timeout=timeout, **common)
+        self.memory_mb = megabytes(memory, "memory")
+        self.logs_mb = megabytes(logs, "logs")
         self.instances = None if instances is None else _count(instances, "instances", 1)
         self.init = checked_mapping(init, "init")
 
     def limits(self) -> Dict[str, int]:
-        own = {"memory": self.memory_mb, "logs": self.logs_mb, "instances": self.instances}
-        return {**super().limits(), **{key: value for key, value in own.items() if value is not None}}
+        own = {"memory": self.memory_mb, "logs": self.logs_mb}
+        return {**super().limits(), **own, **({} if self.instances is None else {"instances": self.instances})}
 
     def bound(self) -> List[Dict[str, Any]]:
         return super().bound() + [{"key": k, "value": v, "init": True} for k, v in sorted(self.init.items())]
@@ -209,19 +210,37 @@ class SubmitJob(Coded):
         return {**super().annotations(), **({} if self.pool is None else {"pool": self.pool})}
 
 
-class Sequence(Action):
+class Composed(Action):
+    """An action made of others: the common part of sequences and maps. Its `timeout` is that of the whole."""
+
+    def __init__(
+        self,
+        mill: Mill,
+        name: str,
+        *,
+        named: bool,
+        on_error: Optional[Action] = None,
+        timeout: Union[float, str, None] = None,
+    ) -> None:
+        super().__init__(mill, name, on_error)
+        self.named = named
+        self.timeout_ms = None if timeout is None else milliseconds(timeout, "timeout")
+
+    def annotations(self) -> Dict[str, Any]:
+        return {} if self.timeout_ms is None else {"timeout": self.timeout_ms}
+
+
+class Sequence(Composed):
     """Actions one after the other, each with its predecessor's result. Without a name, it is named after its steps."""
 
     word = "sequence"
 
-    def __init__(
-        self, mill: Mill, components: Tuple[Action, ...], name: Optional[str] = None, on_error: Optional[Action] = None
-    ) -> None:
+    def __init__(self, mill: Mill, components: Tuple[Action, ...], name: Optional[str] = None, **common: Any) -> None:
         if len(components) > COMPONENTS_MAX:
             raise FlowError(f"a sequence has at most {COMPONENTS_MAX} steps, this one has {len(components)}: split it")
-        super().__init__(mill, name or _joined([action.name for action in components]), on_error)
+        own = name or _joined([action.name for action in components])
+        super().__init__(mill, own, named=name is not None, **common)
         self.components = components
-        self.named = name is not None
 
     def steps(self) -> Tuple[Action, ...]:
         return (self,) if self.named else self.components
@@ -230,24 +249,22 @@ class Sequence(Action):
         return (*self.components, *super().needs())
 
 
-class Map(Action):
+class Map(Composed):
     """One action for each element of its parameters' `items`; the results are joined in order."""
 
     word = "map"
 
-    def __init__(
-        self, mill: Mill, action: Action, partial: bool, name: Optional[str], on_error: Optional[Action]
-    ) -> None:
-        super().__init__(mill, name or f"{'partial-' if partial else ''}map-{action.name}", on_error)
+    def __init__(self, mill: Mill, action: Action, partial: bool, name: Optional[str] = None, **common: Any) -> None:
+        own = name or f"{'partial-' if partial else ''}map-{action.name}"
+        super().__init__(mill, own, named=name is not None, **common)
         self.action = action
         self.partial = partial
-        self.named = name is not None
 
     def needs(self) -> Tuple[Action, ...]:
         return (self.action, *super().needs())
 
     def annotations(self) -> Dict[str, Any]:
-        return {"partial": self.partial}
+        return {**super().annotations(), "partial": self.partial}
 
 
 def takes_argument(function: Callable[..., Any]) -> bool:
@@ -299,12 +316,9 @@ def _joined(names: List[str]) -> str:
 
 def same(one: Action, other: Action) -> bool:
     """Whether two anonymous sequences or maps have the same contents, so that one of them is enough."""
-    if isinstance(one, Sequence) and isinstance(other, Sequence):
-        return not one.named and not other.named and one.components == other.components
-    if isinstance(one, Map) and isinstance(other, Map):
-        same = one.action is other.action and one.partial == other.partial and one.on_error is other.on_error
-        return not one.named and not other.named and same
-    return False
+    if not (isinstance(one, Composed) and isinstance(other, Composed)) or one.named or other.named:
+        return False
+    return one.word == other.word and one.needs() == other.needs() and one.annotations() == other.annotations()
 
 
 def _foreign(other: object) -> NoReturn:

@@ -77,9 +77,9 @@ class Mill:
             self,
             *,
             name: Optional[str] = None,
-            timeout: Union[float, str, None] = None,
-            memory: Optional[str] = None,
-            logs: Optional[str] = None,
+            timeout: Union[float, str] = "60s",
+            memory: str = "256MB",
+            logs: str = "10MB",
             instances: Optional[int] = None,
             retries: Optional[int] = None,
             parameters: Optional[Mapping[str, Any]] = None,
@@ -93,7 +93,7 @@ class Mill:
         `name`: its own, unless given. `timeout`: seconds or "30s". `memory`, `logs`: "256MB". `instances`: how many run
         at once at most. `retries`: how many further attempts a failed one gets. `parameters`: bound below what it is
         called with. `init`: given to its code as environment variables. `on_error`: the action that gets the failed
-        activation. What is left out is the server's default.
+        activation.
         """
 
         def define(function: FunctionType) -> Function:
@@ -155,12 +155,22 @@ class Mill:
 
         return define if what is None else define(what)
 
-    def sequence(self, name: str, *actions: Action, on_error: Optional[Action] = None) -> Sequence:
-        """A sequence with a name of its own: one step of a sequence that it is part of, with its own `on_error`."""
+    def sequence(
+        self,
+        name: str,
+        *actions: Action,
+        timeout: Union[float, str, None] = None,
+        on_error: Optional[Action] = None,
+    ) -> Sequence:
+        """A sequence with a name of its own: one step of a sequence that it is part of.
+
+        `timeout`: for all of it together, the waiting included. `on_error`: gets the failed sequence's activation.
+        """
         if not actions:
             raise FlowError(f"sequence({name!r}) has no steps: name the actions that it consists of")
         steps = tuple(step for action in actions for step in checked_action(action, "a step").steps())
-        return self.define(Sequence(self, steps, checked_name(name, "sequence"), on_error))
+        named = checked_name(name, "sequence")
+        return self.define(Sequence(self, steps, named, timeout=timeout, on_error=on_error))
 
     def map(
         self,
@@ -168,16 +178,17 @@ class Mill:
         *,
         partial: bool = False,
         name: Optional[str] = None,
+        timeout: Union[float, str, None] = None,
         on_error: Optional[Action] = None,
     ) -> Map:
         """Run one action per element of the previous result's `items`; the result is `{"items": […], "failed": […]}`.
 
-        `partial`: the map succeeds even if some elements have failed.
+        `partial`: the map succeeds even if some elements have failed. `timeout`: for all of it together.
         """
         if action is None:
             raise FlowError("map() of nothing: name the action that is run for each element")
         element = used(action, "what is mapped")
-        return self.define(Map(self, element, partial, name, on_error))
+        return self.define(Map(self, element, partial, name, timeout=timeout, on_error=on_error))
 
     def on(self, pattern: Any = None, action: Optional[Action] = None, *, name: Optional[str] = None) -> None:
         """Start this action for every event that matches the pattern (or at every tick of a schedule).
