@@ -7,6 +7,7 @@ jobs at once.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -88,7 +89,7 @@ class Ender:
         delivered = False
         try:
             for source, target in self._deliveries(job, end, room):
-                self._place(source, self._target(base, target))
+                _place(source, self._target(base, target), job.cluster)
                 delivered = True
         except OSError as e:
             if end.exit_code != 0:
@@ -118,29 +119,33 @@ class Ender:
         target = base / path
         parent = Path(os.path.realpath(target.parent))
         if not any(parent.is_relative_to(root) for root in (os.path.realpath(self._results), *self._roots)):
-            raise PermissionError(1, "leads out of the directories that jobs may name", path)
+            raise PermissionError(errno.EPERM, "leads out of the directories that jobs may name", path)
         return parent / target.name
 
-    def _place(self, source: Path, target: Path) -> None:
-        """Put a file or a directory at its target, each file all at once."""
-        if source.is_symlink():
-            raise PermissionError(1, "is a link", str(source))
-        if source.is_dir():
-            for entry in sorted(source.iterdir()):
-                if not entry.is_symlink():
-                    self._place(entry, target / entry.name)
-            return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name[:200]}.part")
-        part.unlink(missing_ok=True)
-        try:
-            os.link(source, part)
-        except FileNotFoundError:
-            raise
-        except OSError:  # another file system
-            shutil.copy2(source, part)
-        os.replace(part, target)
-        part.unlink(missing_ok=True)  # replacing a file by a link to itself leaves both
+
+def _place(source: Path, target: Path, cluster: int) -> None:
+    """Put a file or a directory at its target, durably, and each file all at once."""
+    if source.is_symlink():
+        raise PermissionError(errno.EPERM, "it is a link", str(source))
+    if source.is_dir():
+        for entry in sorted(source.iterdir()):
+            if not entry.is_symlink():
+                _place(entry, target / entry.name, cluster)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name[:200]}.{cluster}.part")
+    part.unlink(missing_ok=True)
+    try:
+        os.link(source, part)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another file system
+        shutil.copy2(source, part)
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(part, target)
+    part.unlink(missing_ok=True)  # to replace a file by a link to itself leaves both
+    shim.sync_directory(str(target.parent))
 
 
 def _new_files(room: Path) -> list[str]:

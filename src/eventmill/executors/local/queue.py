@@ -193,7 +193,7 @@ class LocalQueue(Executor):
             if batch:
                 yield batch
 
-    def held(self) -> dict[str, str]:
+    async def held(self) -> dict[str, str]:
         """Jobs that are accepted and not released (activation → handle), for the audit: what is in no record may be
         cancelled. Also has those whose `Accepted` is still on its way.
         """
