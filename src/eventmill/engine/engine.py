@@ -88,6 +88,10 @@ class Engine:
         self._background(self.run())
         self._inbox.wake()
 
+    def rules_changed(self) -> None:
+        """Rules or actions have changed: the book catches up in a turn, though nothing else has come."""
+        self._inbox.wake()
+
     async def run(self) -> None:
         """Turn after turn, for whatever has come, until `stop`."""
         try:

@@ -144,6 +144,10 @@ class Store(ABC):
         """Run a query that may take long beside the transactions; it sees what is committed and writes nothing."""
 
     @abstractmethod
+    def code(self, digest: str) -> bytes:
+        """A piece of code, at once (executors ask for it once per worker or job). Raises NotFound."""
+
+    @abstractmethod
     async def durable(self) -> None:
         """Return when everything committed so far is durable."""
 

@@ -47,6 +47,8 @@ class Entities:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self.changed = False
+        """Whether this transaction has changed an entity."""
 
     def get(self, namespace: str, name: str) -> Stored | None:
         """Whatever has this name, of any collection."""
@@ -139,6 +141,7 @@ class Entities:
         return [Change(*row) for row in self._connection.execute(query)]
 
     def _changed(self, collection: str, namespace: str, name: str) -> None:
+        self.changed = True
         m, t = schema.meta, schema.changes
         self._connection.execute(update(m).where(m.c.key == "generation").values(value=m.c.value + 1))
         generation = self.generation()

@@ -48,6 +48,8 @@ class SqliteStore(Store):
         self._checkpoint: asyncio.Future[None] | None = None
         self.on_emit: Callable[[], None] = lambda: None
         """Called after each commit that put events into the log."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called after each commit that changed an entity."""
 
     @classmethod
     def open(cls, path: Path) -> SqliteStore:
@@ -73,6 +75,8 @@ class SqliteStore(Store):
             result = work(tx)
         if tx.emitted:
             self.on_emit()
+        if tx.entities.changed:
+            self.on_change()
         self._maybe_checkpoint()
         if durable:
             await self._sync.wait()
@@ -84,6 +88,9 @@ class SqliteStore(Store):
     def _read(self, query: Callable[[Tx], T]) -> T:
         with self._readers.connect() as connection:
             return query(Tx(connection))
+
+    def code(self, digest: str) -> bytes:
+        return self._read(lambda tx: tx.entities.code(digest))
 
     async def durable(self) -> None:
         await self._sync.wait()

@@ -1,0 +1,322 @@
+"""A server from its configuration: what is started, in which order, and how it ends.
+
+One server per data directory (a lock file sees to it). SIGTERM and SIGINT end it: nothing more is taken in, functions
+under way get `drain_timeout_s`, jobs go on and are found by the next server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from prometheus_client import CollectorRegistry
+
+from eventmill import logs
+from eventmill.api import Services, create_app
+from eventmill.backbone import Backbone
+from eventmill.backbone.embedded import EmbeddedBackbone
+from eventmill.config import Settings
+from eventmill.engine import Engine, pool_queue
+from eventmill.engine.audit import audit
+from eventmill.errors import InvalidConfig, Unavailable
+from eventmill.events import PathTable
+from eventmill.executors import Executor
+from eventmill.executors.local import LocalQueue
+from eventmill.executors.pool import Pool
+from eventmill.sdk.event import PATHS_ENV, Event
+from eventmill.sources import FileSource, ScheduleSource, parse_schedule
+from eventmill.store import SqliteStore, Store, Tx
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_NAMESPACE = "default"
+_NO_ROOM_S = 5.0
+"""A source whose events could not be taken (a full disk) tries again after this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that is ready: where it is, its first key, and its engine for those in the same process."""
+
+    url: str
+    key: str
+    engine: Engine
+
+
+async def serve(settings: Settings, *, ready: Callable[[Running], Any] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, or until something that can't be mended (its error is raised then).
+
+    Raises InvalidConfig if the configuration can't be served: a port that is taken, a data directory that another
+    server has, an executor that can't start.
+    """
+    logs.configure(settings.server.log_format)
+    stop = _on_signals()
+    with _data_dir(settings.server.data_dir.absolute()) as data_dir, _listen(settings) as sock:
+        store = SqliteStore.open(data_dir / "store.db")
+        with contextlib.closing(store):
+            await _serve(settings, data_dir, sock, store, stop, ready)
+    _log.info("ended")
+
+
+async def _serve(
+    settings: Settings,
+    data_dir: Path,
+    sock: socket.socket,
+    store: SqliteStore,
+    stop: asyncio.Event,
+    ready: Callable[[Running], Any] | None,
+) -> None:
+    limits = settings.limits
+    key = await _first_key(store, data_dir)
+    paths = PathTable(settings.paths)
+    backbone = EmbeddedBackbone(store, data_dir, batch_max=limits.batch_events, disk_free_mb=limits.disk_free_mb)
+    executors = _executors(settings, store, data_dir, paths)
+    engine = Engine(store, backbone, executors, settings)
+    schedules = ScheduleSource(_emitter(backbone), _State(store))
+    http = _Http(_http_config(Services(
+        store=store, engine=engine, backbone=backbone, settings=settings, metrics=CollectorRegistry(),
+        check_schedule=parse_schedule,
+    )))  # fmt: skip
+    url = f"http://{_shown(settings.server.host)}:{sock.getsockname()[1]}"
+
+    await backbone.start()
+    for executor in executors.values():
+        await executor.start()
+    await engine.start()
+    try:
+        async with asyncio.TaskGroup() as beside:
+            served = beside.create_task(http.serve([sock]))
+            ending = [
+                beside.create_task(work)
+                for work in (
+                    _until_failed(engine),
+                    _follow_schedules(store, engine, schedules),
+                    schedules.run(),
+                    audit(store, backbone, executors, settings.retention, engine.counts),
+                    *_files(settings, backbone, store, paths),
+                )
+            ]
+            _write(data_dir / "address", url + "\n", 0o644)
+            _log.info("serving on %s, data in %s", url, data_dir)
+            if ready is not None:
+                ready(Running(url, key, engine))
+            await stop.wait()
+            _log.info("ending: functions under way get %g s", settings.server.drain_timeout_s)
+            for task in ending:
+                task.cancel()
+            http.should_exit = True
+            await served
+    finally:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(engine.drain(), settings.server.drain_timeout_s)
+        for executor in executors.values():
+            await executor.stop()
+        await engine.stop()
+        await backbone.stop()
+
+
+def _executors(settings: Settings, store: Store, data_dir: Path, paths: PathTable) -> dict[str, Executor]:
+    """What runs functions, and each batch system by its queue's name."""
+    limits, environment = settings.limits, {PATHS_ENV: paths.environment()}
+    executors: dict[str, Executor] = {
+        "functions": Pool(
+            store.code,
+            state_dir=data_dir / "functions",
+            workers_max=settings.functions.workers_max,
+            idle_retire_s=settings.functions.idle_retire_s,
+            isolation=settings.functions.isolation,
+            hidden=[data_dir],
+            environment=environment,
+            preload=settings.functions.preload,
+            result_bytes_max=limits.payload_bytes,
+            archive_files_max=limits.archive_files,
+            archive_bytes_max=limits.archive_bytes,
+        )
+    }
+    for name, pool in settings.pools.items():
+        executors[pool_queue(name)] = LocalQueue(
+            store.code,
+            name=name,
+            state_dir=data_dir / "jobs" / name,
+            cpus=pool.cpus,
+            memory_mb=pool.memory_mb or _three_quarters_of_memory(),
+            environment=environment,
+            result_bytes_max=limits.payload_bytes,
+            archive_files_max=limits.archive_files,
+            archive_bytes_max=limits.archive_bytes,
+        )
+    return executors
+
+
+# sources
+
+
+class _State:
+    """Where sources keep their own small state: in the store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def get(self, name: str) -> Any | None:
+        return await self._store.transact(lambda tx: tx.source_state(name))
+
+    async def put(self, name: str, value: Any) -> None:
+        await self._store.transact(lambda tx: tx.set_source_state(name, value))
+
+
+def _emitter(backbone: Backbone) -> Callable[[Sequence[Event]], Coroutine[Any, Any, None]]:
+    """Append a source's events; while the log can't take them, they wait."""
+
+    async def emit(events: Sequence[Event]) -> None:
+        while True:
+            try:
+                return await backbone.append(events)
+            except Unavailable as e:
+                _log.error("%d events of a source wait: %s", len(events), e)
+                await asyncio.sleep(_NO_ROOM_S)
+
+    return emit
+
+
+def _files(
+    settings: Settings, backbone: Backbone, store: Store, paths: PathTable
+) -> Iterator[Coroutine[Any, Any, None]]:
+    for row in settings.files:
+        yield FileSource(row.path.absolute(), row.start, _emitter(backbone), _State(store), paths).run()
+
+
+async def _follow_schedules(store: SqliteStore, engine: Engine, schedules: ScheduleSource) -> None:
+    """Schedules are triggers with an annotation `schedule`: they come and go with deploys."""
+    changed = asyncio.Event()
+
+    def on_change() -> None:
+        changed.set()
+        engine.rules_changed()
+
+    store.on_change = on_change
+    while True:
+        schedules.set(await store.transact(_schedules))
+        await changed.wait()
+        changed.clear()
+
+
+def _schedules(tx: Tx) -> list[Any]:
+    found = []
+    for trigger in tx.entities.triggers():
+        for annotation in trigger.document.get("annotations", []):
+            if annotation["key"] == "schedule":
+                found.append(parse_schedule({**annotation["value"], "name": f"{trigger.namespace}/{trigger.name}"}))
+    return found
+
+
+async def _until_failed(engine: Engine) -> None:
+    await engine.failed()
+    if engine.problem is not None:
+        raise engine.problem
+
+
+# HTTP
+
+
+class _Http(uvicorn.Server):
+    """uvicorn without its own handling of signals: the server ends everything in its own order."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _http_config(services: Services) -> uvicorn.Config:
+    return uvicorn.Config(
+        create_app(services),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=int(services.settings.server.drain_timeout_s),
+    )
+
+
+@contextlib.contextmanager
+def _listen(settings: Settings) -> Iterator[socket.socket]:
+    """A listening socket; raises InvalidConfig if the address can't be had."""
+    host, port = settings.server.host, settings.server.port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        sock = socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as e:
+        raise InvalidConfig(
+            f"can't listen on {host}:{port}: {e.strerror}; choose another with --port (0: any free one)"
+        ) from e
+    with sock:
+        yield sock
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+# the data directory
+
+
+@contextlib.contextmanager
+def _data_dir(path: Path) -> Iterator[Path]:
+    """The data directory, made if need be, for this server alone."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as e:
+        raise InvalidConfig(f"can't use the data directory {path}: {e.strerror}") from e
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        os.close(lock)
+        raise InvalidConfig(f"another server uses the data directory {path}: end it, or give --data-dir") from e
+    try:
+        yield path
+    finally:
+        os.close(lock)
+
+
+async def _first_key(store: Store, data_dir: Path) -> str:
+    """The key of the default namespace: made on the first start, in a file that only its owner reads."""
+    file = data_dir / "key"
+    if file.exists():
+        return file.read_text().strip()
+    now_ms = time.time_ns() // 1_000_000
+    key = await store.transact(lambda tx: tx.keys.create(DEFAULT_NAMESPACE, [""], now_ms), durable=True)
+    _write(file, key + "\n", 0o600)
+    return key
+
+
+def _write(file: Path, text: str, mode: int) -> None:
+    """Replace a small file at once."""
+    new = file.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as f:
+        f.write(text)
+    new.replace(file)
+
+
+def _on_signals() -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+def _three_quarters_of_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 3 // 4 >> 20
