@@ -1,0 +1,107 @@
+"""Who calls, and whether they may: HTTP Basic, a namespace's key as `uuid:secret`.
+
+A key is looked up once and remembered for a few seconds under a digest of the header, so that the hot path asks no
+database and the memory holds no secret. A key that was refused is not remembered. On the event loop only.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import time
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import cast
+
+from starlette.requests import Request
+
+from eventmill.api import names
+from eventmill.api.errors import Refusal, forbidden
+from eventmill.store import Identity, Store
+
+KEEP_S = 10.0
+"""A key that was withdrawn by another process still opens for this long."""
+_IDENTITIES_MAX = 4096
+
+_CHALLENGE = {"www-authenticate": 'Basic realm="OpenWhisk secure realm",charset=UTF-8'}
+CALL = "eventmill.call"
+"""Where the ASGI scope has the `Call`."""
+
+
+@dataclass(slots=True)
+class Call:
+    """One request: its id (the `code` of error documents, in every log line) and who has made it."""
+
+    transaction: str
+    identity: Identity | None = None
+
+
+def call_of(request: Request) -> Call:
+    return cast(Call, request.scope[CALL])
+
+
+def identity_of(request: Request) -> Identity:
+    """Who calls: known on every path but those of health."""
+    identity = call_of(request).identity
+    assert identity is not None
+    return identity
+
+
+def is_root(identity: Identity) -> bool:
+    """The key of the server's owner may post events of any source, and sees what belongs to no namespace."""
+    return "" in identity.sources
+
+
+def own_namespace(request: Request, resource: str = "") -> str:
+    """The namespace of the path, `_` being the caller's. Raises Refusal (403) for all but the caller's own."""
+    given = names.check_namespace(request.path_params["namespace"])
+    own = identity_of(request).namespace
+    if given not in ("_", own):
+        raise forbidden(f"{given}/{resource}" if resource else given)
+    return own
+
+
+def own_entity(request: Request) -> tuple[str, str]:
+    """(namespace, name) of the entity that the path names, `package/name` for an action in one. Raises Refusal."""
+    parts = request.path_params
+    name = "/".join(names.check_name(parts[part]) for part in ("package", "name") if part in parts)
+    return own_namespace(request, name), name
+
+
+class Authenticator:
+    """Knows the keys of the store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known: dict[bytes, tuple[Identity, float]] = {}
+
+    async def identify(self, header: str | None) -> Identity:
+        """Who an Authorization header speaks for. Raises Refusal (401)."""
+        if header is None or header[:6].lower() != "basic ":
+            text = "The resource requires authentication, which was not supplied with the request"
+            raise Refusal(text, 401, _CHALLENGE)
+        digest = blake2b(header.encode("latin-1"), digest_size=16).digest()
+        identity, until = self._known.get(digest, (None, 0.0))
+        if identity is None or until < time.monotonic():
+            identity = await self._look_up(header[6:])
+            self._remember(digest, identity)
+        return identity
+
+    def forget(self) -> None:
+        """Keys have changed."""
+        self._known.clear()
+
+    async def _look_up(self, credentials: str) -> Identity:
+        try:
+            name, _, secret = base64.b64decode(credentials.strip(), validate=True).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError, ValueError):
+            name = secret = ""
+        identity = await self._store.read(lambda tx: tx.keys.identify(name, secret)) if name else None
+        if identity is None:
+            raise Refusal("The supplied authentication is invalid", 401, _CHALLENGE)
+        return identity
+
+    def _remember(self, digest: bytes, identity: Identity) -> None:
+        if len(self._known) >= _IDENTITIES_MAX:
+            self._known.clear()
+        self._known[digest] = identity, time.monotonic() + KEEP_S

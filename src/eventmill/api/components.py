@@ -1,0 +1,59 @@
+"""Whether a sequence or a map may have these components: they exist, are not too many, and lead back to nowhere.
+
+One walk over what is nested, in the transaction that writes the action: since every PUT is checked, what is in the
+store has no circle, and a walk ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from eventmill.api.errors import Refusal, forbidden
+from eventmill.api.lookup import holder
+from eventmill.store import Stored, Tx
+
+
+def check(tx: Tx, own: str, exec_: Mapping[str, Any], most: int) -> None:
+    """`own`: qualified name of the action; `most`: how many actions a sequence may have, nested ones counted.
+
+    Raises Refusal.
+    """
+    namespace = own.split("/")[0]
+    direct = exec_.get("components", ())
+    for name in direct:
+        if name == own:
+            raise Refusal("Sequence may not refer to itself.")
+        _component(tx, name, namespace)
+    count, left = 0, list(direct)
+    while left:
+        name = left.pop()
+        if name == own:
+            raise Refusal("Sequence may not refer to itself.")
+        nested = _exec_of(tx, name)
+        left += nested.get("components", ())
+        count += nested["kind"] != "sequence"
+        if count > most:
+            raise Refusal("Too many actions in the sequence.")
+
+
+def _component(tx: Tx, name: str, namespace: str) -> Stored:
+    """A component that was named by the caller. Raises Refusal."""
+    owner, path = name.split("/", 1)
+    if owner != namespace:
+        raise forbidden(f"{owner}/{path.split('/')[0]}")
+    if "/" in path:
+        holder(tx, namespace, path)
+    stored = tx.entities.get(namespace, path)
+    if stored is None or stored.collection != "actions":
+        raise Refusal("Sequence component does not exist.")
+    return stored
+
+
+def _exec_of(tx: Tx, name: str) -> Mapping[str, Any]:
+    """How an action runs; one that was deleted since is a single action that will fail."""
+    stored = tx.entities.get(*name.split("/", 1))
+    if stored is None or stored.collection != "actions":
+        return {"kind": "gone"}
+    exec_: Mapping[str, Any] = stored.document["exec"]
+    return exec_

@@ -1,0 +1,152 @@
+"""What every request passes: its id, the Host header, the key; and what every answer gets: the id, CORS headers, an
+error document, a log line, a count. One plain ASGI layer around the routes, since the hot paths pay for it.
+
+It must never log a header, a query or a body.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from eventmill.api.auth import CALL, Authenticator, Call
+from eventmill.api.errors import INTERNAL, Refusal, status_of
+from eventmill.api.wire import Json
+from eventmill.config import Server
+from eventmill.errors import EventmillError
+
+_access = logging.getLogger("eventmill.access")
+_log = logging.getLogger(__name__)
+
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+"""What answers without a key."""
+
+_TRANSACTION_LENGTH_MAX = 128
+_METHODS = "GET, DELETE, POST, PUT, HEAD"
+_CORS = {
+    "access-control-allow-origin": "*",
+    "access-control-allow-headers": "Authorization, Origin, X-Requested-With, Content-Type, Accept, User-Agent",
+    "access-control-allow-methods": _METHODS,
+}
+
+
+class Front:
+    """The outermost layer of the application."""
+
+    def __init__(
+        self, app: ASGIApp, *, authenticator: Authenticator, server: Server, metrics: CollectorRegistry
+    ) -> None:
+        self._app = app
+        self._authenticator = authenticator
+        self._hosts = frozenset(host.lower() for host in server.allowed_hosts)
+        self._metrics = _Metrics(metrics)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        request = Request(scope, receive)
+        call = scope[CALL] = Call(_transaction(request.headers))
+        answer = _Answer(scope["path"], call.transaction, send)
+        try:
+            response = await self._admit(request, call)
+            await (response or self._app)(scope, receive, answer.send)
+        except ClientDisconnect:
+            answer.status = answer.status or 499
+        except Exception as e:
+            await self._refuse(e, scope, receive, answer)
+        self._note(scope, call, answer.status, time.perf_counter() - began)
+
+    async def _admit(self, request: Request, call: Call) -> Response | None:
+        """Let the request in, or answer it here. Raises Refusal."""
+        _check_host(request.headers.get("host"), self._hosts)
+        if request.method == "OPTIONS":
+            return PlainTextResponse("OK")
+        if request.method == "TRACE":
+            raise Refusal(f"HTTP method not allowed, supported methods: {_METHODS}, OPTIONS, PATCH", 405)
+        if request.scope["path"] not in OPEN_PATHS:
+            call.identity = await self._authenticator.identify(request.headers.get("authorization"))
+        return None
+
+    async def _refuse(self, error: Exception, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        status = status_of(error) if isinstance(error, EventmillError) else 500
+        if status == 500:
+            _log.error("request %s failed", answer.transaction, exc_info=error)
+        if answer.status:  # it has begun: cut it off rather than mix two answers
+            raise error
+        document = {"error": INTERNAL if status == 500 else str(error), "code": answer.transaction}
+        headers = dict(error.headers) if isinstance(error, Refusal) else {}
+        if status == 413:
+            headers["connection"] = "close"
+        if status == 503:
+            headers["retry-after"] = "1"
+        await Json(document, status, headers)(scope, receive, answer.send)
+
+    def _note(self, scope: Scope, call: Call, status: int, took_s: float) -> None:
+        route = getattr(scope.get("route"), "path", "")
+        self._metrics.count(route, status, took_s)
+        if _access.isEnabledFor(logging.INFO):
+            facts = {
+                "transaction": call.transaction,
+                "namespace": call.identity.namespace if call.identity is not None else None,
+                "method": scope["method"], "path": scope["path"], "status": status,
+                "duration_ms": round(took_s * 1000, 2),
+            }  # fmt: skip
+            _access.info("%(method)s %(path)r %(status)d %(duration_ms)s ms [%(transaction)s]", facts, extra=facts)
+
+
+class _Answer:
+    """Puts our headers on an answer while it is sent, and remembers its status (0: not yet begun)."""
+
+    def __init__(self, path: str, transaction: str, send: Send) -> None:
+        self.transaction = transaction
+        self.status = 0
+        self._send = send
+        self._headers = [(b"x-request-id", transaction.encode("latin-1"))]
+        if path.startswith("/api/"):
+            self._headers += [(name.encode(), value.encode()) for name, value in _CORS.items()]
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [*message["headers"], *self._headers]
+        await self._send(message)
+
+
+class _Metrics:
+    """Counts and times by route: its template, of which there are few, never the path."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._requests = Counter("eventmill_http_requests", "Requests answered", ("route", "status"), registry=registry)
+        self._seconds = Histogram(
+            "eventmill_http_request_seconds", "Time to answer a request", ("route",), registry=registry
+        )
+
+    def count(self, route: str, status: int, took_s: float) -> None:
+        self._requests.labels(route, status).inc()
+        self._seconds.labels(route).observe(took_s)
+
+
+def _transaction(headers: Mapping[str, str]) -> str:
+    """The request's own id if it has one that can be used, else a new one."""
+    given = headers.get("x-request-id", "")
+    if 0 < len(given) <= _TRANSACTION_LENGTH_MAX and given.isascii() and given.isprintable() and given[:4] != "sid_":
+        return given
+    return os.urandom(16).hex()
+
+
+def _check_host(header: str | None, allowed: frozenset[str]) -> None:
+    """A web page that has rebound its name to our address still sends its own name here."""
+    host = (header or "").lower()
+    name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
+    if name not in allowed:
+        shown = ascii(name[:100])
+        raise Refusal(f"Host {shown} is not a name of this server (they are listed in server.allowed_hosts).", 403)

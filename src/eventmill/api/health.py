@@ -1,0 +1,64 @@
+"""Whether the server lives and is ready, without a key; and its metrics, with one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from eventmill.api.services import Services
+from eventmill.api.wire import Json
+
+
+def routes(services: Services) -> list[BaseRoute]:
+    async def healthz(request: Request) -> Response:
+        """The process answers: no reason to kill it."""
+        return PlainTextResponse("ok\n")
+
+    async def readyz(request: Request) -> Response:
+        """200 if events are taken and dealt with, else 503; `reasons` says why not."""
+        status = services.engine.status()
+        answer = {"ready": status["ready"], "reasons": status["reasons"]}
+        return Json(answer, 200 if status["ready"] else 503)
+
+    async def metrics(request: Request) -> Response:
+        return Response(generate_latest(services.metrics), media_type=CONTENT_TYPE_LATEST)
+
+    services.metrics.register(_EngineCollector(services))
+    return [Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)]
+
+
+class _EngineCollector(Collector):
+    """The engine's own counts, read when somebody asks."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def collect(self) -> Iterator[Metric]:
+        status = self._services.engine.status()
+        yield GaugeMetricFamily("eventmill_ready", "1 if the server is ready", value=float(status["ready"]))
+        for name, text in (
+            ("under_way", "Activations that executors have"),
+            ("alive", "Activations that have not finished"),
+            ("rules", "Active rules with a pattern"),
+            ("keyless_rules", "Rules that every event is tried against"),
+        ):
+            yield GaugeMetricFamily(f"eventmill_{name}", text, value=float(status[name]))
+        yield _totals(status["totals"])
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing is promised: the engine is not asked before it has started."""
+        return iter(())
+
+
+def _totals(totals: Mapping[str, Any]) -> Metric:
+    family = CounterMetricFamily("eventmill_engine", "What the engine has dealt with since its start", labels=("what",))
+    for what, count in sorted(totals.items()):
+        family.add_metric((what,), float(count))
+    return family

@@ -1,0 +1,95 @@
+"""Finding entities in a transaction, with OpenWhisk's refusals for what is not there or is something else."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass
+from typing import cast
+
+from eventmill.api.errors import EXISTS, OTHER_COLLECTION, Refusal, forbidden, missing
+from eventmill.entities import Document
+from eventmill.store import Stored, Tx
+
+
+def find(tx: Tx, collection: str, namespace: str, name: str) -> Stored:
+    """The entity of this name. Raises Refusal: 404 if there is none, 409 if it is of another collection."""
+    stored = tx.entities.get(namespace, name)
+    if stored is None:
+        raise missing(f"{namespace}/{name}" if collection == "packages" else None)
+    return _of(collection, stored)
+
+
+def replaced(tx: Tx, collection: str, namespace: str, name: str, overwrite: bool) -> Stored | None:
+    """What a PUT of this name would replace. Raises Refusal (409) if it may not."""
+    stored = tx.entities.get(namespace, name)
+    if stored is None:
+        return None
+    if not overwrite and stored.collection == collection:
+        raise Refusal(EXISTS, 409)
+    return _of(collection, stored)
+
+
+def _of(collection: str, stored: Stored) -> Stored:
+    if stored.collection != collection:
+        raise Refusal(OTHER_COLLECTION, 409)
+    return stored
+
+
+def put(tx: Tx, collection: str, namespace: str, name: str, document: Document, old: Stored | None) -> Stored:
+    """Write a new document. An entity keeps the uid that it was created with: its activations' ids depend on it."""
+    uid = old.uid if old is not None else uuid.uuid4().hex
+    return tx.entities.put(collection, namespace, name, uid, document, now_ms())
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """An action, found by the name that somebody used: directly, or through a package that is a binding.
+
+    `inherited`: the parameters of its package, then those of the binding.
+    """
+
+    stored: Stored
+    inherited: list[Document]
+    binding: Stored | None = None
+
+    @property
+    def qualified(self) -> str:
+        return f"{self.stored.namespace}/{self.stored.name}"
+
+
+def locate(tx: Tx, namespace: str, name: str) -> Located:
+    """Raises Refusal."""
+    if "/" not in name:
+        return Located(find(tx, "actions", namespace, name), [])
+    package = holder(tx, namespace, name)
+    target = bound_to(tx, package)
+    stored = find(tx, "actions", target.namespace, f"{target.name}/{name.split('/')[1]}")
+    if target is package:
+        return Located(stored, package.document["parameters"])
+    return Located(stored, [*target.document["parameters"], *package.document["parameters"]], package)
+
+
+def holder(tx: Tx, namespace: str, name: str) -> Stored:
+    """The package of an action's name `package/name`. Raises Refusal (404) without saying what is missing."""
+    package = tx.entities.get(namespace, name.split("/")[0])
+    if package is None or package.collection != "packages":
+        raise missing()
+    return package
+
+
+def bound_to(tx: Tx, package: Stored) -> Stored:
+    """The package that a binding stands for; any other stands for itself. Raises Refusal if it is gone."""
+    binding = cast("dict[str, str]", package.document["binding"])
+    if not binding:
+        return package
+    if binding["namespace"] != package.namespace:
+        raise forbidden(f"{package.namespace}/{package.name}")
+    target = tx.entities.get(binding["namespace"], binding["name"])
+    if target is None or target.collection != "packages":
+        raise missing(f"{package.namespace}/{package.name}")
+    return target

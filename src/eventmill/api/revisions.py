@@ -1,0 +1,31 @@
+"""The revisions of actions that activations ran, remembered: a revision never changes. Safe from any thread."""
+
+from __future__ import annotations
+
+from eventmill.entities import Action, Activation
+from eventmill.errors import NotFound
+from eventmill.store import Tx
+
+_KEPT = 4096
+
+
+class Revisions:
+    def __init__(self) -> None:
+        self._known: dict[int, Action] = {}
+
+    def known(self, row: Activation) -> Action | None:
+        """What this activation ran, if that is in memory."""
+        return self._known.get(row.revision)
+
+    def get(self, tx: Tx, row: Activation) -> Action | None:
+        """What this activation ran; None for the record of a fired trigger, which ran nothing."""
+        action = self._known.get(row.revision)
+        if action is None:
+            try:
+                action = tx.entities.revision(row.revision)
+            except NotFound:
+                return None
+            if len(self._known) >= _KEPT:
+                self._known.clear()
+            self._known[row.revision] = action
+        return action
