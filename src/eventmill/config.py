@@ -84,6 +84,8 @@ class Limits(_Section):
     function_timeout_ms: int = 300_000
     """The longest time limit that an action may ask for."""
     function_memory_mb: int = 4096
+    job_timeout_ms: int = 30 * 86_400_000
+    """A job's time limit, unless it asks for less."""
     sequence_components: int = 50
     map_elements: int = 1_000_000
     pattern_bytes: int = 64 << 10

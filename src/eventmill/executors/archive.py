@@ -43,7 +43,7 @@ def unpack(data: bytes, target: Path, *, files_max: int, bytes_max: int) -> None
 
 
 def _unpack_members(data: bytes, room: Path, files_max: int, bytes_max: int) -> None:
-    _check_directory(data, files_max)
+    check_directory(data, files_max)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = archive.infolist()
@@ -56,7 +56,7 @@ def _unpack_members(data: bytes, room: Path, files_max: int, bytes_max: int) -> 
         raise InvalidArchive(f"the archive can't be read: {e}") from e
 
 
-def _check_directory(data: bytes, files_max: int) -> None:
+def check_directory(data: bytes, files_max: int) -> None:
     """Refuse a zip whose directory alone would fill the memory, before `zipfile` reads it whole."""
     end = data[-22:]
     if not (end[:4] == b"PK\5\6" and end[20:] == b"\0\0"):  # with a comment it is somewhere in the last 64 KiB
