@@ -31,6 +31,8 @@ _BUILT_IN = {"dollar": "$", "cluster": CLUSTER, "clusterid": CLUSTER, "process":
 _MACRO = re.compile(r"\$(?:(?P<late>\$)|(?P<function>[A-Za-z_]\w*)?\()")
 _NAME = re.compile(r"[A-Za-z_][\w.]*\Z")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+EVALUATED_LATER = re.compile(r"\$\$|\$\(\s*DOLLAR", re.IGNORECASE)
+"""What HTCondor evaluates when the rest has been: no way of writing it makes it pass as data."""
 _WHY_REFUSED = {
     "ENV": "it would read the server's environment; name what the job needs in 'environment'",
     "RANDOM_CHOICE": "a job's description must be the same each time it is read",
@@ -199,10 +201,8 @@ def _data(name: str, value: Any) -> Data:
         raise InvalidDescription(
             "the value contains a newline, NUL or other control character; read it from params.json"
         )
-    if "$$" in value:
-        raise InvalidDescription(
-            "the value contains '$$', which HTCondor would evaluate; the job finds it in params.json"
-        )
+    if EVALUATED_LATER.search(value):
+        raise InvalidDescription("the value has '$$' or '$(DOLLAR)' in it, which HTCondor evaluates; see params.json")
     if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
         raise InvalidDescription("the value is not valid Unicode")
     return Data(name, value)

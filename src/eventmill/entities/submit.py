@@ -11,7 +11,6 @@ Values only: no file is looked at, so that links are the executor's to resolve.
 from __future__ import annotations
 
 import difflib
-import itertools
 import posixpath
 import re
 from collections.abc import Container, Mapping, Sequence
@@ -78,7 +77,7 @@ _SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*([KMGT]?)B?\Z", re.IGNORECASE)
 _KIB = {"K": 1, "M": 1 << 10, "G": 1 << 20, "T": 1 << 30}
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://")
 _INTERPRETER = re.compile(r"(?:.*/)?(?:env|sh|bash|dash|ash|ksh|zsh|csh|tcsh|fish|python[\d.]*|perl|ruby|node|lua)\Z")
-_CODE_OPTION = re.compile(r"-[A-Za-z]*[ce]\Z|--eval\Z|--command\Z|-S\Z")
+_CODE_OPTION = re.compile(r"-[A-Za-z]*[ce]\Z|--eval\Z|--command\Z")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -375,17 +374,21 @@ class _Values:
         return tuple(map(macros.join, words))
 
     def _refuse_code(self, words: list[Text], line: int) -> None:
-        """`sh -c "… $(path)"` would execute a parameter. What a script does with its arguments is its author's care."""
-        if not _INTERPRETER.match(self.fixed("executable") or ""):
-            return
-        for option, code in itertools.pairwise(words):
-            data = [unit for unit in code if isinstance(unit, Data)]
-            if data and _CODE_OPTION.match(macros.join(option)):
-                raise InvalidDescription(
-                    f"$({data[0].name}) would be executed, as part of the code after {macros.join(option)}; "
-                    "give it as an argument of its own, and let the code read that",
-                    line,
-                )
+        """`sh -c "… $(path)"` and `python3 $(path)` would execute a parameter: with the usual interpreters, all up to
+        the script or code is the author's own. What the script does with its arguments is its author's care.
+        """
+        program = self.fixed("executable") or ""
+        while _INTERPRETER.match(program) and words:
+            end = _end_of_code(words, env := posixpath.basename(program) == "env")
+            for unit in (unit for word in words[:end] for unit in word):
+                if isinstance(unit, Data):
+                    raise InvalidDescription(
+                        f"$({unit.name}) would be executed by {program}, or be an option of it; "
+                        "let the code or script come first, and read it as an argument of its own",
+                        line,
+                    )
+            program = macros.join(words[end - 1]) if env else ""
+            words = words[end:]
 
     def environment(self) -> dict[str, str]:
         text, line = self.text("environment")
@@ -492,15 +495,26 @@ class _Values:
         return macros.join(text)
 
 
+def _end_of_code(words: list[Text], env: bool) -> int:
+    """How many of an interpreter's arguments belong to what it runs: options, then a script or the code after `-c`."""
+    for at, word in enumerate(words):
+        text = macros.join(word)
+        if _CODE_OPTION.match(text):
+            return min(at + 2, len(words))
+        if not text.startswith("-") and not (env and "=" in text):
+            return at + 1
+    return len(words)
+
+
 def _remaps(remaps: Mapping[str, str]) -> str | None:
     return '"' + "; ".join(f"{name} = {path}" for name, path in remaps.items()) + '"' if remaps else None
 
 
 def _for_htcondor(key: str, value: str) -> str:
     """No `$` of ours means anything to HTCondor, but those of its own two numbers."""
-    if "$$" in value:
+    if macros.EVALUATED_LATER.search(value):
         raise InvalidDescription(
-            f"'{key}' would contain '$$', which HTCondor evaluates; the job can read it from params.json"
+            f"'{key}' would contain '$$' or '$(DOLLAR)', which HTCondor evaluates; read it from params.json"
         )
     value = value.replace("$", "$(DOLLAR)")
     return value.replace(macros.CLUSTER, "$(ClusterId)").replace(macros.PROC, "$(ProcId)")

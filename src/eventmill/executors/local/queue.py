@@ -64,8 +64,15 @@ class Stage(Enum):
 class _Tracked:
     job: Job
     stage: Stage = Stage.HELD
+    inherited: bool = False
+    """Accepted by an earlier server; as long as it is held, no record of it is known to exist."""
     cancelled: bool = False
     pidfd: int = -1
+
+    @property
+    def orphan(self) -> bool:
+        return self.inherited and self.stage is Stage.HELD
+
     finished: Finished | None = None
 
 
@@ -136,7 +143,7 @@ class LocalQueue(Executor):
         self._spool.close()
 
     def submit(self, attempts: Sequence[Attempt]) -> None:
-        known = {(tracked.job.activation, tracked.job.attempt): tracked for tracked in self._jobs.values()}
+        known = {(t.job.activation, t.job.attempt): t for t in self._jobs.values() if not t.orphan}
         new: list[Attempt] = []
         for attempt in attempts:
             key = attempt.activation, attempt.number
@@ -160,7 +167,7 @@ class LocalQueue(Executor):
             for key in self._accepting:
                 if key[0] == activation and handle is None:
                     self._accepting[key] = True
-            for tracked in self._jobs.values():
+            for tracked in list(self._jobs.values()):
                 if tracked.job.activation == activation and handle in (None, self._handle(tracked.job.cluster)):
                     self._cancel(tracked)
 
@@ -178,10 +185,8 @@ class LocalQueue(Executor):
 
     def forget(self, handles: Sequence[str]) -> None:
         ended = [tracked for tracked in map(self._by_handle, handles) if tracked and tracked.stage is Stage.ENDED]
-        for tracked in ended:
-            del self._jobs[tracked.job.cluster]
         if ended:
-            self._go(self._on_disk(self._spool.clear, [tracked.job.cluster for tracked in ended]))
+            self._remove(ended)
 
     async def reports(self) -> AsyncIterator[list[Report]]:
         while True:
@@ -194,14 +199,10 @@ class LocalQueue(Executor):
                 yield batch
 
     async def held(self) -> dict[str, str]:
-        """Jobs that are accepted and not released (activation → handle), for the audit: what is in no record may be
-        cancelled. Also has those whose `Accepted` is still on its way.
+        """Orphans: what an earlier server accepted and neither it nor this one has released. They never run, not even
+        if their attempt is submitted again (that makes another job); the audit cancels those that are in no record.
         """
-        return {
-            tracked.job.activation: self._handle(cluster)
-            for cluster, tracked in self._jobs.items()
-            if tracked.stage is Stage.HELD
-        }
+        return {t.job.activation: self._handle(cluster) for cluster, t in self._jobs.items() if t.orphan}
 
     # ---- accepting and releasing
 
@@ -361,13 +362,24 @@ class LocalQueue(Executor):
         self._watch(tracked, claim)
 
     def _cancel(self, tracked: _Tracked) -> None:
-        """End a job, whatever it is at; a start that is under way is ended when it has got to its claim."""
-        if tracked.stage is Stage.RUNNING:
+        """End a job, whatever it is at; a start that is under way is ended when it has got to its claim.
+
+        An orphan just goes: a report of its end could be taken for that of the same attempt's second job.
+        """
+        if tracked.orphan:
+            self._remove([tracked])
+        elif tracked.stage is Stage.RUNNING:
             signal.pidfd_send_signal(tracked.pidfd, shim.CANCEL)
         elif tracked.stage in (Stage.HELD, Stage.WAITING):
             tracked.stage = Stage.STARTING
             self._go(self._end_unstarted(tracked, End(cancelled=True, ended_ms=_now())))
         tracked.cancelled = True
+
+    def _remove(self, gone: Sequence[_Tracked]) -> None:
+        clusters = [tracked.job.cluster for tracked in gone]
+        for cluster in clusters:
+            del self._jobs[cluster]
+        self._go(self._on_disk(self._spool.clear, clusters))
 
     def _unwatch(self, tracked: _Tracked) -> None:
         if tracked.pidfd >= 0:
@@ -378,7 +390,7 @@ class LocalQueue(Executor):
     def _resume(self, remembered: Remembered) -> None:
         """Take up a job where the dead server left it."""
         job = remembered.job
-        tracked = self._jobs[job.cluster] = _Tracked(job)
+        tracked = self._jobs[job.cluster] = _Tracked(job, inherited=True)
         if remembered.ended:
             self._ending(tracked)
         elif remembered.claim is not None:
