@@ -16,6 +16,7 @@ import socket
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,13 @@ from eventmill.backbone.embedded import EmbeddedBackbone
 from eventmill.config import Settings
 from eventmill.engine import Engine, pool_queue
 from eventmill.engine.audit import audit
-from eventmill.errors import InvalidConfig, Unavailable
+from eventmill.errors import InvalidConfig, InvalidInput, Unavailable
 from eventmill.events import PathTable
 from eventmill.executors import Executor
 from eventmill.executors.local import LocalQueue
 from eventmill.executors.pool import Pool
 from eventmill.sdk.event import PATHS_ENV, Event
-from eventmill.sources import FileSource, ScheduleSource, parse_schedule
+from eventmill.sources import FileSource, Schedule, ScheduleSource, parse_schedule
 from eventmill.store import SqliteStore, Store, Tx
 
 _log = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ async def _serve(
     schedules = ScheduleSource(_emitter(backbone), _State(store))
     http = _Http(_http_config(Services(
         store=store, engine=engine, backbone=backbone, settings=settings, metrics=CollectorRegistry(),
-        check_schedule=parse_schedule,
+        check_schedule=partial(parse_schedule, "schedule"),
     )))  # fmt: skip
     url = f"http://{_shown(settings.server.host)}:{sock.getsockname()[1]}"
 
@@ -193,7 +194,7 @@ def _files(
     settings: Settings, backbone: Backbone, store: Store, paths: PathTable
 ) -> Iterator[Coroutine[Any, Any, None]]:
     for row in settings.files:
-        yield FileSource(row.path.absolute(), row.start, _emitter(backbone), _State(store), paths).run()
+        yield FileSource(row.path, _emitter(backbone), _State(store), paths, start=row.start).run()
 
 
 async def _follow_schedules(store: SqliteStore, engine: Engine, schedules: ScheduleSource) -> None:
@@ -211,12 +212,17 @@ async def _follow_schedules(store: SqliteStore, engine: Engine, schedules: Sched
         changed.clear()
 
 
-def _schedules(tx: Tx) -> list[Any]:
+def _schedules(tx: Tx) -> list[Schedule]:
+    """The schedules of all triggers; one that can't be used (it was refused when put) is left out."""
     found = []
     for trigger in tx.entities.triggers():
+        name = f"{trigger.namespace}/{trigger.name}"
         for annotation in trigger.document.get("annotations", []):
             if annotation["key"] == "schedule":
-                found.append(parse_schedule({**annotation["value"], "name": f"{trigger.namespace}/{trigger.name}"}))
+                try:
+                    found.append(parse_schedule(name, annotation["value"]))
+                except InvalidInput as e:
+                    _log.error("trigger %s: %s", name, e)
     return found
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import binascii
 import struct
 import zlib
-from base64 import b64decode
 
 from eventmill.api.errors import malformed
 from eventmill.config import Limits
 from eventmill.errors import InvalidArchive, InvalidDescription
-from eventmill.executors import archive, jobs
+from eventmill.executors import jobs
 
 
 def check(code: str, limits: Limits) -> None:
@@ -18,11 +16,9 @@ def check(code: str, limits: Limits) -> None:
 
     Blocking, and slow for a large archive: call it in a thread.
     """
-    raw = code.encode()
     try:
-        archive.check_directory(b64decode(raw, validate=True), limits.archive_files)
-        jobs.read_archive(raw)
+        jobs.read_archive(code.encode(), files_max=limits.archive_files)
     except InvalidDescription as e:
         raise malformed(f"{jobs.DESCRIPTION_FILE}, {e}") from e
-    except (InvalidArchive, binascii.Error, zlib.error, struct.error) as e:
+    except (InvalidArchive, zlib.error, struct.error) as e:
         raise malformed(f"a job's code is a zip archive in base64: {e}") from e

@@ -1,0 +1,232 @@
+"""The demo: a detector writes, functions look, jobs reduce, a catalogue fills. Prints the way of every file.
+
+    ./dev demo                      run it; it ends by itself
+    ./dev demo --runs 50 --rate 20  more, and faster
+    ./dev demo --serve              leave the server running, and go on writing runs by hand
+    ./dev demo --config site.toml   on another backbone or batch system; the flow file stays as it is
+
+It uses nothing but the command line (`eventmill run flow.py --json`) and reads what that prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+PATIENCE_S = 120
+"""The demo gives up when nothing has happened for this long."""
+
+
+class Demo:
+    """What is known of every file: when it was closed, and the activations that it led to."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.closed: dict[str, float] = {}
+        self.inspected: dict[str, dict[str, Any]] = {}
+        self.chains: dict[str, dict[str, Any]] = {}
+        self.steps: dict[tuple[str, int], dict[str, Any]] = {}
+        self.letters: list[dict[str, Any]] = []
+        self.total: int | None = None
+        self.news = threading.Condition()
+
+    def take(self, line: dict[str, Any]) -> None:
+        """Sort in one line of `eventmill run --json`."""
+        with self.news:
+            if line["kind"] == "dead-letter":
+                self.letters.append(line)
+            elif line["action"].endswith("/inspect"):
+                self.inspected[line["activationId"]] = line
+            elif line["category"] == "sequence":
+                self.chains[line["cause"]["id"].split("-")[0]] = line
+            elif line["parent"] is not None:
+                self.steps[line["parent"], line["index"]] = line
+            self.news.notify()
+
+    def worth(self) -> list[str]:
+        return [id for id, line in self.inspected.items() if line["result"].get("worth")]
+
+    def complete(self) -> bool:
+        """Every file inspected, and every chain that it led to ended."""
+        ended = all(id in self.chains for id in self.worth())
+        return self.total is not None and len(self.inspected) >= self.total and ended
+
+    def wait(self) -> None:
+        with self.news:
+            while not self.complete():
+                if not self.news.wait(PATIENCE_S):
+                    raise SystemExit(f"nothing has happened for {PATIENCE_S} s: see {self.directory / 'server.log'}")
+
+
+def main() -> int:
+    options = _options()
+    directory = options.directory.absolute()
+    (directory / "raw").mkdir(parents=True, exist_ok=True)
+    console = Console()
+    demo = Demo(directory)
+    console.print(f"[bold]Eventmill demo[/bold]: {options.runs} runs, {options.rate:g} a second, into {directory}/raw")
+    with _server(directory, options.config) as (process, ready):
+        threading.Thread(target=_read, args=(process, demo, directory), daemon=True).start()
+        ready()
+        _expose(demo, directory, options)
+        demo.wait()
+        table = _table(demo)
+        console.print(table)
+        _summary(console, demo, directory)
+        if options.serve:
+            url = (directory / ".eventmill" / "address").read_text().strip()
+            console.print(
+                f"\nStill serving at {url}. Write more: python {HERE / 'detector.py'} {directory}/raw. Ctrl-C ends."
+            )
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.pause()
+    return 1 if demo.letters else 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="./dev demo", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--runs", type=int, default=20, help="how many runs the detector writes (20)")
+    parser.add_argument("--rate", type=float, default=5, help="runs per second (5)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--serve", action="store_true", help="keep running until Ctrl-C")
+    parser.add_argument(
+        "--config", type=Path, help="configuration to start from (another backbone, another batch system)"
+    )
+    parser.add_argument("--directory", type=Path, default=Path("demo-results") / time.strftime("%Y%m%d-%H%M%S"))
+    return parser.parse_args()
+
+
+@contextlib.contextmanager
+def _server(directory: Path, base: Path | None) -> Iterator[tuple[subprocess.Popen[str], Any]]:
+    """`eventmill run flow.py` in a process of its own, and a function that returns when it serves."""
+    config = directory / "eventmill.toml"
+    own = f'[[paths]]\nsubject = "/detector"\nlocal = "{directory}"\n\n[functions]\npreload = ["numpy", "h5py"]\n'
+    config.write_text((base.read_text() + "\n" if base else "") + own)
+    command = [str(Path(sys.executable).with_name("eventmill")), "run", str(HERE / "flow.py"), "--json", "--port", "0"]
+    command += ["--config", str(config), "--data-dir", str(directory / ".eventmill")]
+    serving = threading.Event()
+
+    def follow(log: Any, stream: Any) -> None:
+        for line in stream:
+            log.write(line)
+            log.flush()
+            if " is served at " in line:
+                serving.set()
+        serving.set()
+
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with (
+        (directory / "server.log").open("w") as log,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        ) as process,
+    ):
+        reader = threading.Thread(target=follow, args=(log, process.stderr))
+        reader.start()
+
+        def ready() -> None:
+            serving.wait()
+            if process.poll() is not None:
+                raise SystemExit(f"the server did not start: see {directory / 'server.log'}")
+
+        try:
+            yield process, ready
+        finally:
+            process.terminate()
+            process.wait(60)
+            reader.join()
+
+
+def _read(process: subprocess.Popen[str], demo: Demo, directory: Path) -> None:
+    """Sort in what the server prints; results are asked for by id."""
+    assert process.stdout is not None
+    client: httpx.Client | None = None
+    for text in process.stdout:
+        line = json.loads(text)
+        if line["kind"] == "activation":
+            if client is None:
+                state = directory / ".eventmill"
+                uuid, secret = (state / "key").read_text().strip().split(":")
+                client = httpx.Client(base_url=(state / "address").read_text().strip(), auth=(uuid, secret))
+            line |= client.get(f"/eventmill/v1/activations/{line['activationId']}").json()
+        demo.take(line)
+
+
+def _expose(demo: Demo, directory: Path, options: argparse.Namespace) -> None:
+    from detector import expose
+
+    for path in expose(directory / "raw", options.runs, options.rate, options.seed):
+        demo.closed[f"/detector/raw/{path.name}"] = time.time()
+    with demo.news:
+        demo.total = len(demo.closed)
+
+
+def _table(demo: Demo) -> Table:
+    table = Table(
+        "file",
+        "event",
+        "inspect",
+        "close → first line",
+        "frames",
+        "job",
+        "job took",
+        "registered",
+        title="every file's way",
+    )
+    for id, line in sorted(demo.inspected.items(), key=lambda item: item[1]["params"].get("subject", "")):
+        subject, result = line["params"]["subject"], line["result"]
+        row = [subject, line["cause"]["id"][:8], id[:8], f"{_latency_ms(demo, line):.1f} ms", str(result.get("frames"))]
+        chain = demo.chains.get(id)
+        if chain is None:
+            row += ["[dim]not worth it[/dim]", "", ""]
+        else:
+            job = demo.steps.get((chain["activationId"], 0), {})
+            took = f"{job['end'] - job['start']} ms" if job.get("end") and job.get("start") else ""
+            done = str(chain["result"].get("run", chain["result"].get("error"))) if chain["result"] else ""
+            row += [str(job.get("handle")), took, done if chain["state"] == "succeeded" else f"[red]{done}[/red]"]
+        table.add_row(*row)
+    return table
+
+
+def _latency_ms(demo: Demo, line: dict[str, Any]) -> float:
+    """From the file's close to the first line of the function (its start is told in whole milliseconds)."""
+    return max(0.0, float(line["start"]) - 1000 * demo.closed.get(line["params"]["subject"], 0))
+
+
+def _summary(console: Console, demo: Demo, directory: Path) -> None:
+    latencies = sorted(_latency_ms(demo, line) for line in demo.inspected.values())
+    jobs = sum(1 for step in demo.steps.values() if step["category"] == "job")
+    activations = len(demo.inspected) + len(demo.chains) + len(demo.steps)
+    registered = sum(chain["state"] == "succeeded" for chain in demo.chains.values())
+    p50, p99 = latencies[len(latencies) // 2], latencies[int(0.99 * len(latencies))]
+    console.print(
+        f"{len(demo.closed)} files, {activations} activations, {jobs} jobs, {registered} runs registered, "
+        f"{len(demo.letters)} dead letters; close → first line: p50 {p50:.1f} ms, p99 {p99:.1f} ms"
+    )
+    for letter in demo.letters:
+        console.print(f"[red]dead letter {letter['seq']}[/red]: {letter['reason']}")
+    console.print(f"results: {directory}/results (catalogue.sqlite, a profile and a picture of each run)")
+    console.print(f"look closer: eventmill activations list --data-dir {directory}/.eventmill")
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(main())
+    sys.exit(130)

@@ -1,0 +1,40 @@
+"""A flow whose actions testify to a witness outside: a file to which each appends its activation, and syncs it."""
+
+import os
+
+from eventmill import Mill, happened
+
+mill = Mill("witness")
+
+
+def testify(params, who, activation):
+    line = f"{who} {params['n']} {activation}\n".encode()
+    fd = os.open(params["witness"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.write(fd, line)
+    os.fsync(fd)
+    os.close(fd)
+    return {"n": params["n"], "witness": params["witness"]}
+
+
+@mill.function(timeout="20s")
+def note(event):
+    return testify(event.data, "note", os.environ["__OW_ACTIVATION_ID"])
+
+
+@mill.function(timeout="20s")
+def look(event):
+    return testify(event.data, "look", os.environ["__OW_ACTIVATION_ID"])
+
+
+@mill.job(cpus=1, memory="64MB", timeout="60s")
+def work(params):
+    return testify(params, "work", os.environ["EVENTMILL_ACTIVATION"])
+
+
+@mill.function(timeout="20s")
+def register(params):
+    return testify(params, "register", os.environ["__OW_ACTIVATION_ID"])
+
+
+mill.on(happened("witness.note"), note)
+mill.on(happened("witness.chain"), look >> work >> register)
