@@ -1,0 +1,111 @@
+"""How an attempt's end is told: OpenWhisk's statuses and texts for what a worker said, or for how it died. Pure."""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import dataclass
+
+import orjson
+
+from eventmill.entities import Status
+from eventmill.executors.pool import protocol
+from eventmill.executors.pool.protocol import BrokenFrame
+
+EXITED = "command exited"
+NO_INIT = "The action did not initialize and exited unexpectedly."
+NO_RESPONSE = "The action did not produce a valid response and exited unexpectedly."
+NO_MEMORY = "The action exhausted its memory and was aborted."
+NO_JSON = "The action did not produce a valid JSON or JSON Array response."
+
+RETRY_AFTER_S_MAX = 366 * 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What `Finished` says of an attempt's end, but for times and logs."""
+
+    status: Status
+    final: bool
+    result: bytes
+    retry_after_s: float | None = None
+    timed_out: bool = False
+
+
+_DONE = {
+    protocol.SUCCESS: (Status.SUCCESS, True),
+    protocol.RETURNED_ERROR: (Status.APPLICATION_ERROR, True),
+    protocol.RAISED: (Status.APPLICATION_ERROR, False),
+    protocol.RETRY: (Status.APPLICATION_ERROR, False),
+    protocol.FATAL: (Status.APPLICATION_ERROR, True),
+    protocol.TOO_LARGE: (Status.APPLICATION_ERROR, True),
+    protocol.BAD_RESULT: (Status.DEVELOPER_ERROR, True),
+    protocol.EXITED: (Status.DEVELOPER_ERROR, False),
+    protocol.MEMORY: (Status.DEVELOPER_ERROR, False),
+}
+
+CANCELLED = Ending(Status.APPLICATION_ERROR, True, b'{"error":"cancelled"}')
+
+
+def developer_error(text: str, *, final: bool = False, timed_out: bool = False) -> Ending:
+    return Ending(Status.DEVELOPER_ERROR, final, _error(text), timed_out=timed_out)
+
+
+def internal_error(text: str, *, final: bool = False) -> Ending:
+    return Ending(Status.INTERNAL_ERROR, final, _error(text))
+
+
+def of_done(outcome: int, retry_after_s: float, result: bytes) -> Ending:
+    """The worker answered. Raises BrokenFrame if it can't have been our code that did."""
+    if outcome not in _DONE:
+        raise BrokenFrame(f"outcome {outcome}")
+    status, final = _DONE[outcome]
+    try:
+        orjson.loads(
+            result
+        )  # a function can write to the connection what it likes; and orjson reads no lone surrogates
+    except orjson.JSONDecodeError:
+        return developer_error(NO_JSON, final=True)
+    if result[:1] not in (b"{", b"["):
+        raise BrokenFrame("a result that is neither an object nor an array")
+    retry = retry_after_s if 0 <= retry_after_s <= RETRY_AFTER_S_MAX else None
+    return Ending(status, final, result, retry_after_s=retry)
+
+
+def of_failed_init(payload: bytes) -> Ending:
+    """The worker can't load the code. Raises BrokenFrame."""
+    try:
+        said = json.loads(payload)
+        return developer_error(str(said["error"]), final=said["final"] is True)
+    except (ValueError, TypeError, KeyError, RecursionError) as e:
+        raise BrokenFrame("FAILED without a reason") from e
+
+
+def of_timeout(timeout_ms: int, *, during_init: bool) -> Ending:
+    where = " during initialization" if during_init else ""
+    return developer_error(f"The action exceeded its time limits of {timeout_ms} milliseconds{where}.", timed_out=True)
+
+
+def of_death(status: int | None, *, during_init: bool) -> Ending:
+    """The worker's process ended by itself; `status` is its exit code, or minus the signal, or not known."""
+    if status == -signal.SIGKILL:  # not by us: the kernel ran out of memory
+        return developer_error(NO_MEMORY)
+    if during_init:
+        return developer_error(NO_INIT)
+    return developer_error(NO_RESPONSE if status is None else EXITED)
+
+
+def describe(status: int | None) -> str:
+    """For the logs."""
+    if status is None:
+        return "The function's process is gone."
+    if status >= 0:
+        return f"The function's process ended with exit code {status}."
+    try:
+        return f"The function's process was ended by {signal.Signals(-status).name}."
+    except ValueError:
+        return f"The function's process was ended by signal {-status}."
+
+
+def _error(text: str) -> bytes:
+    return json.dumps({"error": text}).encode()
