@@ -62,6 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except (InvalidInput, EventmillError) as e:
         _say(e)
         sys.exit(WRONG if isinstance(e, InvalidInput) else FAILED)
+    except BaseExceptionGroup as group:
+        failure = _first(group)
+        if failure is None:
+            raise
+        _say(failure)
+        sys.exit(FAILED)
     except KeyboardInterrupt:
         sys.exit(CANCELLED)
     except SystemExit as e:
@@ -72,6 +78,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(_BROKEN_PIPE)
     sys.exit(0)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> EventmillError | None:
+    """Of what went wrong at once (a server consists of several tasks) the first thing that has an explanation."""
+    for error in group.exceptions:
+        found = _first(error) if isinstance(error, BaseExceptionGroup) else error
+        if isinstance(found, EventmillError):
+            return found
+    return None
 
 
 def _say(error: Exception) -> None:

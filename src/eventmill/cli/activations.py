@@ -120,9 +120,9 @@ def show(
 
     with Client(target(url, key, data_dir)) as client:
         shown = client.get(f"{PATH}/{_id(id)}")
-        while follow and shown["state"] not in FINAL:
+        if follow and shown["state"] not in FINAL:
             output.note(f"{shown['state']}, attempt {shown['attempt']}: waiting for its end (Ctrl-C leaves it running)")
-            shown = client.get(f"{PATH}/{_id(id)}", wait_s=_FOLLOW_S)
+            shown = _followed(client, id)
         if json:
             output.json_line(shown)
         else:
@@ -196,6 +196,16 @@ def _id(text: str) -> str:
     if not re.fullmatch(r"[0-9a-f]{32}", text):
         raise InvalidInput(f"'{text}' is no id of an activation: 32 hex digits, as `activations list` shows them")
     return text
+
+
+def _followed(client: Client, id: str) -> Any:
+    """The activation when it has ended. A server that answers at once is asked again after a second."""
+    while True:
+        asked = time.monotonic()
+        shown = client.get(f"{PATH}/{id}", wait_s=_FOLLOW_S)
+        if shown["state"] in FINAL:
+            return shown
+        time.sleep(max(0.0, 1.0 - (time.monotonic() - asked)))
 
 
 # showing one

@@ -5,11 +5,12 @@ Looks and changes nothing: no directory is made, no database is opened.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import socket
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from eventmill.config import Settings
@@ -22,18 +23,15 @@ class Component:
     """Something that the server needs. `detail` says what was found, and if it can't be had, what to do."""
 
     name: str
-    reachable: bool
+    ok: bool
     detail: str
-
-    def as_json(self) -> dict[str, object]:
-        return asdict(self)
 
 
 def components(settings: Settings) -> Iterator[Component]:
     """Everything that the configuration names."""
     yield _data_dir(settings.server.data_dir)
     yield _disk(settings.server.data_dir, settings.limits.disk_free_mb)
-    yield _port(settings.server.host, settings.server.port)
+    yield _port(settings)
     yield _paths(settings)
     for source in settings.files:
         yield _directory(f"files {source.path}", source.path)
@@ -61,8 +59,9 @@ def _disk(path: Path, free_mb: int) -> Component:
     return Component("disk", enough, f"{free} MB free{hint}")
 
 
-def _port(host: str, port: int) -> Component:
-    """Free to listen on, or taken: by a server of ours perhaps, which is no fault."""
+def _port(settings: Settings) -> Component:
+    """Free to listen on, or taken by the server of this data directory, which is no fault."""
+    host, port = settings.server.host, settings.server.port
     name, where = "server.port", f"{host}:{port}"
     if port == 0:
         return Component(name, True, "any free port")
@@ -72,8 +71,22 @@ def _port(host: str, port: int) -> Component:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as e:
-        return Component(name, False, f"can't listen on {where}: {e.strerror} (is a server running already?)")
+        if _is_served(settings.server.data_dir):
+            return Component(name, True, f"{where}: a server with this data directory is running")
+        return Component(name, False, f"can't listen on {where}: {e.strerror}; choose another with --port")
     return Component(name, True, f"{where} is free")
+
+
+def _is_served(data_dir: Path) -> bool:
+    """Whether a server holds the lock of the data directory."""
+    try:
+        with open(data_dir / "lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _paths(settings: Settings) -> Component:

@@ -100,7 +100,8 @@ def replay(
 ) -> None:
     """Deal with dead letters again.
 
-    An activation gets a new attempt, a record goes through the log again. What a rule has dealt with already it does not start a second time.
+    An activation gets a new attempt, a record goes through the log again. What a rule has dealt with already it
+    does not start a second time.
     """
     from eventmill.cli.client import Client, target
 

@@ -185,8 +185,10 @@ def explain(
     if json:
         output.json_lines(answers)
         return
-    rows = [("matched" if a["matched"] else "no match", a["rule"], a["text"]) for a in answers]
-    output.table(("outcome", "rule", "why"), rows, "there is no active rule with a pattern")
+    if not answers:
+        output.note("there is no active rule with a pattern")
+    for answer in answers:
+        output.line(f"{answer['rule']}: {answer['text']}")
 
 
 def register(app: typer.Typer) -> None:

@@ -148,8 +148,9 @@ def rehearse(
 ) -> None:
     """Try a flow on one event, without a server.
 
-    Says which rules match, and why the others don't; then runs what they start, in the foreground. Functions and plain-Python jobs run in this process, one after the other, without time limits and retries. The
-    completion of each action is an event again, for the flow's other rules. --config: its [[paths]] map event.path.
+    Says which rules match, and why the others don't; then runs what they start, in the foreground. Functions and
+    plain-Python jobs run in this process, one after the other, without time limits and retries. The completion of
+    each action is an event again, for the flow's other rules. --config: its [[paths]] map event.path.
     """
     from eventmill.cli import output
     from eventmill.cli.events import read_event

@@ -34,6 +34,8 @@ _DESCRIPTION_BYTES_MAX: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Finding:
+    """`rule`: the rule's name, or the action's where it is about an action."""
+
     severity: Literal["error", "warning"]
     rule: str
     message: str
@@ -60,7 +62,18 @@ def lint_flow(entities: Iterable[Entity]) -> list[Finding]:
         Finding("warning", name, "keyless: every event is compared with it; add an exact value, a prefix or a suffix")
         for name in index.keyless()
     ]
+    findings += _refused_descriptions(documents)
     return findings
+
+
+def _refused_descriptions(documents: Mapping[tuple[str, str], Any]) -> Iterator[Finding]:
+    """Jobs whose submit description the server would not take."""
+    for (collection, name), document in documents.items():
+        if collection == "actions" and document["exec"]["kind"] == "job":
+            try:
+                _description(document["exec"]["code"])
+            except InvalidInput as e:
+                yield Finding("error", name, f"its submit description is refused: {e}")
 
 
 def never(pattern: Pattern) -> str | None:
@@ -142,6 +155,8 @@ def _started(action: str, documents: Mapping[tuple[str, str], Any]) -> set[str]:
 def _written(action: str, documents: Mapping[tuple[str, str], Any]) -> Iterator[tuple[str, str]]:
     """Places that the action writes to, each with where it says so."""
     document = documents["actions", action]
+    if document["exec"]["kind"] in ("sequence", "map"):
+        return  # they write nothing themselves
     package = documents.get(("packages", action.partition("/")[0]), {})
     for key, value in {**named(package.get("parameters", ())), **named(document["parameters"])}.items():
         if isinstance(value, str) and value.startswith("/") and _OUTPUT_PARAMETER.search(key):
@@ -155,13 +170,18 @@ def _written(action: str, documents: Mapping[tuple[str, str], Any]) -> Iterator[
 def _output_commands(code: str) -> Iterator[tuple[str, str]]:
     """The commands of a job's submit description that say where its output goes."""
     try:
-        with zipfile.ZipFile(io.BytesIO(base64.b64decode(code))) as archive, archive.open("job.sub") as file:
-            statements = submit.parse(file.read(_DESCRIPTION_BYTES_MAX).decode()).statements
-    except (ValueError, KeyError, zipfile.BadZipFile, InvalidInput):
-        return  # what can't be read is refused, with its reason, when it is deployed
+        statements = _description(code).statements
+    except InvalidInput:
+        return  # is a finding of its own
     for command in _OUTPUT_COMMANDS:
         if command in statements:
             yield command, statements[command].value
+
+
+def _description(code: str) -> submit.Description:
+    """Raises InvalidDescription."""
+    with zipfile.ZipFile(io.BytesIO(base64.b64decode(code))) as archive, archive.open("job.sub") as file:
+        return submit.parse(file.read(_DESCRIPTION_BYTES_MAX).decode())
 
 
 def _is_watched(pattern: Pattern, path: str) -> bool:

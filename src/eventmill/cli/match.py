@@ -125,7 +125,8 @@ def match(
 ) -> None:
     """Print the JSON lines that match an event pattern.
 
-    That is grep with a pattern instead of a regular expression. The lines are any JSON objects, events or not. A line that is none is named on stderr and counts as not matching.
+    That is grep with a pattern instead of a regular expression. The lines are any JSON objects, events or not. A
+    line that is none is named on stderr and counts as not matching.
     """
     search = Search(_matcher(pattern), invert, count)
     selected = _search_all(search, files or ["-"], sys.stdout.buffer)

@@ -48,12 +48,17 @@ def line(text: str) -> None:
 
 def json_line(value: Any) -> None:
     """One JSON object, on a line of its own."""
-    print(orjson.dumps(value, default=str).decode(), flush=True)
+    print(json_text(value), flush=True)
 
 
 def json_lines(values: Iterable[Any]) -> None:
     for value in values:
         json_line(value)
+
+
+def json_text(value: Any) -> str:
+    """JSON in one line."""
+    return orjson.dumps(value, default=str).decode()
 
 
 def json_pretty(value: Any) -> str:
@@ -83,7 +88,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], empty: str) -> 
 
 
 def _cell(value: Any) -> str:
-    text = "" if value is None else value if isinstance(value, str) else orjson.dumps(value, default=str).decode()
+    text = "" if value is None else value if isinstance(value, str) else json_text(value)
     text = printable(text)
     return text if len(text) <= _CELL_CHARACTERS_MAX else text[: _CELL_CHARACTERS_MAX - 1] + "…"
 

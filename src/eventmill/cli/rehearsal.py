@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import time
 import traceback
 import uuid
@@ -28,7 +29,7 @@ from eventmill.errors import InvalidInput
 from eventmill.events import PathTable
 from eventmill.rules import Pattern, explain, matches, parse
 from eventmill.sdk import runtime
-from eventmill.sdk.actions import Action, Map, SubmitJob, Wrapped
+from eventmill.sdk.actions import Action, Function, Map, SubmitJob, Wrapped
 from eventmill.sdk.actions import Sequence as Chain
 from eventmill.sdk.errors import Fatal, Retry
 from eventmill.sdk.event import PATHS_ENV
@@ -105,7 +106,9 @@ class Rehearsal:
     ) -> None:
         self._folder = str(flow.path.parent)
         self._actions = {action.path: action for action in flow.actions()}
-        self._rules = _rules(entities, self._actions)
+        documents = {(collection, name): document for collection, name, document in entities}
+        self._rules = _rules(documents, self._actions)
+        self._packages = {n: named(d["parameters"]) for (c, n), d in documents.items() if c == "packages"}
         self._assumed = {self._path_of(name): result for name, result in assumed.items()}
         self._paths = PathTable(paths).environment()
         self._events: deque[tuple[Mapping[str, Any], int]] = deque()
@@ -177,10 +180,12 @@ class Rehearsal:
         return _checked(result)
 
     def _call(self, action: Wrapped, params: Any) -> _End:
-        given = {**action.mill.parameters, **action.parameters, **params} if isinstance(params, dict) else params
+        given = params
+        if isinstance(params, dict):
+            given = {**self._packages[action.mill.name], **action.parameters, **params}
         begin = time.perf_counter()
         try:
-            with self._author_runs():
+            with self._surroundings(action):
                 result = orjson.loads(orjson.dumps(runtime.call(action.function, given)))
             end = _checked(result)
         except Retry as e:
@@ -194,17 +199,20 @@ class Rehearsal:
         return _End(end.ok, end.result, end.text, duration_ms=1000 * (time.perf_counter() - begin))
 
     @contextmanager
-    def _author_runs(self) -> Iterator[None]:
-        """The surroundings of a function: the modules beside the flow, the names of paths, a stdout that isn't ours."""
-        before = os.environ.get(PATHS_ENV)
+    def _surroundings(self, action: Wrapped) -> Iterator[None]:
+        """Those of a function: modules beside the flow, paths, `init` parameters, and a stdout that isn't ours."""
+        before = dict(os.environ)
         os.environ[PATHS_ENV] = self._paths
+        init = action.init if isinstance(action, Function) else {}
+        os.environ.update({k: v if isinstance(v, str) else orjson.dumps(v).decode() for k, v in init.items()})
         sys.path.insert(0, self._folder)
         try:
             with redirect_stdout(sys.stderr):
                 yield
         finally:
             sys.path.remove(self._folder)
-            os.environ.pop(PATHS_ENV) if before is None else os.environ.update({PATHS_ENV: before})
+            os.environ.clear()
+            os.environ.update(before)
 
     def _complete(self, action: Action, end: _End, depth: int) -> None:
         """The completion is the next event but those that wait already."""
@@ -227,11 +235,10 @@ class Rehearsal:
 
 def _conditions(pattern: Pattern, event: Mapping[str, Any]) -> str:
     """The conditions, one a line, each with what it met."""
-    return str(explain(pattern, event)).partition("\n")[2]
+    return textwrap.dedent(str(explain(pattern, event)).partition("\n")[2])
 
 
-def _rules(entities: Iterable[Entity], actions: Mapping[str, Action]) -> list[_Rule]:
-    documents = {(collection, name): document for collection, name, document in entities}
+def _rules(documents: Mapping[tuple[str, str], Any], actions: Mapping[str, Action]) -> list[_Rule]:
     rules = []
     for (collection, name), rule in documents.items():
         if collection == "rules":

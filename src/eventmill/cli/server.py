@@ -47,8 +47,8 @@ def run(
 
     Nothing else needs to be installed. Ctrl-C ends it: what runs is let finish.
 
-    Directories that its files.written(…) globs name are watched. One line is printed for every activation that ends and
-    for every dead letter. State is kept in the data directory: the next run goes on where this one ended.
+    Directories that its files.written(…) globs name are watched. One line is printed for every activation that ends
+    and for every dead letter. State is kept in the data directory: the next run goes on where this one ended.
     """
     from eventmill.cli.flows import flow_entities, read_flow
     from eventmill.cli.running import run_flow
@@ -67,7 +67,8 @@ def serve(
 ) -> None:
     """Run a server until SIGTERM or Ctrl-C.
 
-    It drains then, and the next one goes on where it ended. It writes its address and a key of its own to the data directory, where the other commands find them.
+    It drains then, and the next one goes on where it ended. It writes its address and a key of its own to the data
+    directory, where the other commands find them.
     """
     import asyncio
 
@@ -95,7 +96,7 @@ def check(
         output.json_line(report)
     else:
         _print_report(report)
-    if not all(component["reachable"] for component in report["components"]):
+    if not all(component["ok"] for component in report["components"].values()):
         raise CommandFailed
 
 
@@ -109,7 +110,7 @@ def _check_there(url: str | None, key: str | None, data_dir: Path | None) -> Any
 def _check_here(settings: Settings) -> dict[str, Any]:
     from eventmill.cli.checking import components
 
-    found = [component.as_json() for component in components(settings)]
+    found = {component.name: {"ok": component.ok, "detail": component.detail} for component in components(settings)}
     return {"settings": settings.model_dump(mode="json"), "components": found}
 
 
@@ -118,8 +119,18 @@ def _print_report(report: dict[str, Any]) -> None:
 
     output.table(("setting", "value"), list(_flat(report["settings"])), "no settings")
     output.line("")
-    rows = [(c["name"], "yes" if c["reachable"] else "NO", c.get("detail", "")) for c in report["components"]]
-    output.table(("component", "reachable", "detail"), rows, "no components")
+    rows = [(name, "ok" if facts["ok"] else "FAILED", _detail(facts)) for name, facts in report["components"].items()]
+    output.table(("component", "state", "detail"), rows, "no components")
+
+
+def _detail(facts: dict[str, Any]) -> str:
+    """What is known of a component beside whether it is well."""
+    from eventmill.cli import output
+
+    if "detail" in facts:
+        return str(facts["detail"])
+    rows = _flat({name: value for name, value in facts.items() if name != "ok"})
+    return ", ".join(f"{name} {value if isinstance(value, str) else output.json_text(value)}" for name, value in rows)
 
 
 def _flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
