@@ -85,11 +85,11 @@ def list_(
         (
             a["activationId"],
             a["state"],
-            a["action"],
+            output.local(a["action"]),
             output.moment(_begin(a)),
             _took(a),
             f"{a['attempt']}",
-            a.get("rule"),
+            output.local(a["rule"]),
         )
         for a in found
     ]
@@ -231,26 +231,26 @@ def _print(client: Client, shown: Mapping[str, Any]) -> None:
     for attempt in shown.get("attempts", ()):
         output.line(f"attempt {attempt['attempt']}: {_attempt(attempt)}")
     if shown.get("steps"):
-        from rich.console import Console
-
-        Console().print(_tree(client, shown))
+        output.show(_tree(client, shown))
 
 
 def _facts(shown: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     from eventmill.cli import output
 
-    left = shown.get("attempts_left")
+    ended = shown["state"] in FINAL
+    left = None if ended else shown.get("attempts_left")
     yield "activation", shown["activationId"]
-    yield "action", shown["action"]
+    yield "action", output.local(shown["action"])
     yield "state", shown["state"]
     yield "attempt", f"{shown['attempt']}" + (f" ({left} more if it fails)" if left else "")
     yield "created", output.moment(shown.get("created"))
     yield "started", output.moment(shown.get("start"))
     yield "ended", " ".join(filter(None, (output.moment(shown.get("end")), _took(shown) and f"({_took(shown)})")))
-    yield "due", output.moment(shown.get("due"))
+    yield "due", "" if ended else output.moment(shown.get("due"))
     cause = shown.get("cause")
     yield "cause", cause and f"event {cause['id']} from {cause['source']}"
-    for name in ("rule", "parent", "handle", "usage"):
+    yield "rule", output.local(shown.get("rule"))
+    for name in ("parent", "handle", "usage"):
         yield name, shown.get(name)
     yield "result", shown.get("result")
 
@@ -283,7 +283,7 @@ def _label(activation: Mapping[str, Any]) -> str:
 
     took, handle = _took(activation), activation.get("handle")
     parts = [
-        activation["action"],
+        output.local(activation["action"]),
         activation["state"],
         took,
         f"job {handle}" if handle else "",

@@ -53,7 +53,7 @@ def list_(
         output.json_lines(letters)
         return
     rows = [
-        (letter["seq"], output.moment(letter["time"]), letter["kind"], letter.get("rule"), letter["reason"])
+        (letter["seq"], output.moment(letter["time"]), letter["kind"], output.local(letter["rule"]), letter["reason"])
         for letter in letters
     ]
     output.table((">number", "time", "kind", "rule", "reason"), rows, "no dead letters")

@@ -19,6 +19,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 """Control characters but tab and newline, and those that turn the direction of writing."""
 
 _CELL_CHARACTERS_MAX = 200
+_WIDTH_MAX = 10_000
 _STYLES = {
     "succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "matched": "green",
     "created": "green", "updated": "cyan", "deleted": "yellow", "refused": "red", "error": "red", "warning": "yellow",
@@ -69,7 +70,6 @@ def json_pretty(value: Any) -> str:
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], empty: str) -> None:
     """A table, or the sentence `empty` if there are no rows. A column whose name begins with `>` is aligned right."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -82,9 +82,20 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], empty: str) -> 
     if not grid.row_count:
         note(empty)
         return
-    # into a file or a pipe a table goes at its natural width, one row a line
-    console = Console() if sys.stdout.isatty() else Console(width=10_000)
-    console.print(grid)
+    show(grid)
+
+
+def show(renderable: Any) -> None:
+    """Print a table or tree of rich's: for a terminal, or into a file or pipe at its natural width, one row a line."""
+    from rich.console import Console
+
+    if sys.stdout.isatty():
+        Console().print(renderable)
+        return
+    console = Console(width=_WIDTH_MAX)
+    with console.capture() as captured:
+        console.print(renderable)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()), flush=True)
 
 
 def _cell(value: Any) -> str:
@@ -107,6 +118,11 @@ def progress(what: str, total: int | None) -> Iterator[Step]:
             bar.advance(task, count)
 
         yield step
+
+
+def local(qualified: str | None) -> str:
+    """`package/name` of `namespace/package/name`: people see one namespace at a time."""
+    return (qualified or "").partition("/")[2] or (qualified or "")
 
 
 def moment(epoch_ms: int | None) -> str:

@@ -8,11 +8,13 @@ a server that lives on the loop; so does printing, because a terminal may be pau
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
+import uvloop
 
 from eventmill.cli import output
 from eventmill.cli.client import Client, Target
@@ -37,7 +39,10 @@ def run_flow(flow: Flow, entities: Sequence[Entity], settings: Settings, json: b
     for watch in found:
         output.note(f"not watched: {watch.path}: {watch.problem}" if watch.problem else f"watching {watch.path}")
     settings = settings.model_copy(update={"files": sources(found, settings)})
-    asyncio.run(_Run(flow, entities, json).serve(settings))
+    # the server's own log would hide what the flow does; what goes wrong is still said
+    logging.getLogger("eventmill").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    uvloop.run(_Run(flow, entities, json).serve(settings))
 
 
 class _Run:
@@ -115,12 +120,19 @@ def _json_lines(activations: Sequence[Activation], letters: Sequence[DeadLetter]
 def _lines(activations: Sequence[Activation], letters: Sequence[DeadLetter]) -> Iterator[str]:
     now = time.strftime("%H:%M:%S")
     for row in activations:
-        action = row.action.partition("/")[2]
+        action = output.local(row.action)
         took = output.lasting(row.started, row.ended) if row.started else ""
         parts = [now, f"{row.state!s:<9}", action, took, _about(row.params), _why(row), row.id]
         yield "  ".join(filter(None, parts))
     for letter in letters:
-        about = [now, "dead letter", letter.kind, letter.rule or "", letter.reason, letter.activation or ""]
+        about = [
+            now,
+            "dead letter",
+            letter.kind,
+            output.local(letter.rule or ""),
+            letter.reason,
+            letter.activation or "",
+        ]
         yield "  ".join(filter(None, about))
 
 

@@ -70,11 +70,11 @@ def serve(
     It drains then, and the next one goes on where it ended. It writes its address and a key of its own to the data
     directory, where the other commands find them.
     """
-    import asyncio
+    import uvloop
 
     from eventmill.server import serve
 
-    asyncio.run(serve(settings_of(config, data_dir, port, host, log_format)))
+    uvloop.run(serve(settings_of(config, data_dir, port, host, log_format)))
 
 
 def check(
