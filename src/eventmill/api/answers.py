@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from eventmill.api import names
-from eventmill.entities import Action, Activation, Category, Document, Status
+from eventmill.entities import Action, Activation, Category, Document, State, Status
 from eventmill.store import DeadLetter, Stored
 
 # entities
@@ -236,11 +236,17 @@ def own_activation_full(
 
 
 def _attempt(attempt: Mapping[str, Any]) -> Document:
+    """An attempt that another one followed: so it had failed."""
     result = attempt["result"]
     return {
-        **attempt,
+        "attempt": attempt["number"],
+        "state": str(State.FAILED),
         "status": Status(attempt["status"]).text,
+        "start": attempt["started"],
+        "end": attempt["ended"],
+        "handle": attempt["handle"],
         "result": None if result is None else orjson.Fragment(result),
+        "logs": attempt["logs"],
     }
 
 

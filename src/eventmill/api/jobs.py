@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import lzma
 import struct
 import zlib
 
 from eventmill.api.errors import malformed
 from eventmill.config import Limits
-from eventmill.errors import InvalidArchive, InvalidDescription
+from eventmill.errors import InvalidDescription
 from eventmill.executors import jobs
 
 
@@ -20,5 +21,5 @@ def check(code: str, limits: Limits) -> None:
         jobs.read_archive(code.encode(), files_max=limits.archive_files)
     except InvalidDescription as e:
         raise malformed(f"{jobs.DESCRIPTION_FILE}, {e}") from e
-    except (InvalidArchive, zlib.error, struct.error) as e:
+    except (ValueError, OSError, zlib.error, struct.error, lzma.LZMAError) as e:  # zipfile's, for archives that lie
         raise malformed(f"a job's code is a zip archive in base64: {e}") from e

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 from itertools import islice
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,9 +17,10 @@ from eventmill.api.routing import OWN, route
 from eventmill.api.services import Services
 from eventmill.api.wire import Json, paging, parse, read_body
 from eventmill.entities import Document, State
-from eventmill.errors import NotFound
+from eventmill.errors import NotFound, Unavailable
 from eventmill.store import DeadLetter, Identity, Row, Tx
 
+WAIT_S_MAX = 60.0
 STEPS_MAX = 1000
 """Steps of a chain or elements of a map that one answer shows."""
 
@@ -57,8 +58,28 @@ class Own:
         return Json([answers.own_activation(row) for row in rows])
 
     async def activation(self, request: Request) -> Response:
+        """One activation; `wait_s` waits so long for its end."""
         id = names.check_activation(request.path_params["id"])
+        wait_s = _wait_s(request)
+        if wait_s:
+            await self._until_finished(id, identity_of(request).namespace, wait_s)
         return Json(await self._full(request, id))
+
+    async def _until_finished(self, id: str, namespace: str, wait_s: float) -> None:
+        """Return when it has finished, or after this time. Raises Refusal (404)."""
+        finished = asyncio.create_task(self._finished(id))
+        await asyncio.sleep(0)  # it listens from here on, so that an end between the look and the wait is heard
+        try:
+            row = await self._store.read(lambda tx: _row(tx, namespace, id))
+            if not row.state.final:
+                await asyncio.wait([finished], timeout=wait_s)
+        finally:
+            finished.cancel()
+
+    async def _finished(self, id: str) -> None:
+        async for rows, _ in self._engine.follow():
+            if any(row.id == id for row in rows):
+                return
 
     async def _full(self, request: Request, id: str) -> Document:
         namespace = identity_of(request).namespace
@@ -142,15 +163,22 @@ class Own:
         return Json([{"rule": rule, "matched": matched, "text": text} for rule, matched, text in found])
 
     async def check(self, request: Request) -> Response:
-        """The effective settings, and how each component is doing. For the root key: it names the machine's paths."""
-        if not is_root(identity_of(request)):
-            raise Refusal("This needs the server's own key.", 403)
-        generation = await self._store.read(lambda tx: tx.entities.generation())
-        components: dict[str, Any] = {
-            "store": {"ok": True, "generation": generation},
-            "engine": {"ok": self._engine.status()["ready"], **self._engine.status()},
+        """The effective settings (there are no secrets in them), and how each component is doing."""
+        status = self._engine.status()
+        components = {
+            "store": await self._check_store(),
+            "backbone": {"ok": True, "detail": f"{len(self._services.backbone.partitions())} partitions are ours"},
+            "engine": {"ok": status["ready"], "detail": "; ".join(status["reasons"]) or f"{status['rules']} rules"},
         }
         return Json({"settings": self._services.settings.model_dump(mode="json"), "components": components})
+
+    async def _check_store(self) -> Document:
+        try:
+            generation = await self._store.read(lambda tx: tx.entities.generation())
+            await self._store.durable()
+        except Unavailable as e:
+            return {"ok": False, "detail": str(e)}
+        return {"ok": True, "detail": f"generation {generation}"}
 
 
 def _row(tx: Tx, namespace: str, id: str) -> Row:
@@ -165,6 +193,18 @@ def _letter(tx: Tx, identity: Identity, seq: int) -> DeadLetter:
     if letter is None or not (is_root(identity) or letter.namespace == identity.namespace):
         raise NotFound(f"there is no dead letter {seq}")
     return letter
+
+
+def _wait_s(request: Request) -> float:
+    """Seconds to wait for an end, up to a minute."""
+    text = request.query_params.get("wait_s", "0")
+    try:
+        wait_s = float(text)
+    except ValueError:
+        wait_s = -1.0
+    if not 0 <= wait_s <= WAIT_S_MAX:
+        raise malformed_query("wait_s", f"a number of seconds up to {WAIT_S_MAX:.0f} is needed")
+    return wait_s
 
 
 def _states(request: Request) -> list[State]:

@@ -1,0 +1,133 @@
+"""Recorded exchanges with a real OpenWhisk, replayed against a server of ours.
+
+The file is a copy of what was recorded; placeholders stand for what differs from run to run. JSON documents are
+compared whole: arrays of `{key, value}` regardless of order (OpenWhisk's is that of a hash map), all else in order.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.api.conftest import Caller
+
+FILE = Path(__file__).with_name("openwhisk-sessions.jsonl")
+_ID = re.compile(r"<activationId\d+>")
+_SIZES = {"<string of 1048576 characters>": 1048576, "<string of 50331649 characters>": 50331649}
+_PARSER = "The request content was malformed:\nUnexpected"
+"""Beginning of the answers that go on with the words of OpenWhisk's JSON parser."""
+
+
+def steps(session: str) -> list[dict[str, Any]]:
+    with FILE.open() as file:
+        return [step for step in map(json.loads, file) if step["session"] == session]
+
+
+class Replay:
+    """One session, with the callers that it needs."""
+
+    def __init__(self, owner: Caller, other: Caller) -> None:
+        self._callers = {"owner": owner, "other": other}
+        self._known = {"<ns>": owner.namespace, "<other>": other.namespace}
+        self._began_ms = str(int(time.time() * 1000))
+
+    def send(self, request: Mapping[str, Any]) -> httpx.Response:
+        caller = self._callers.get(request["caller"], self._callers["owner"])
+        url = self._put_in(request["path"]).replace("<257 times x>", "x" * 257)
+        query = self._put_in(request["query"]).replace("<time>", self._began_ms)
+        auth = {"none": httpx.Auth(), "wrong": httpx.BasicAuth("nobody", "x")}.get(request["caller"], caller.auth)
+        headers, content = dict(request["headers"]), self._body(request["body"])
+        if request["method"] in ("PUT", "POST") and "Content-Type" not in headers:
+            headers["Content-Type"] = "application/json"
+        url += f"?{query}" if query else ""
+        return caller.request(request["method"], url, headers=headers, content=content, auth=auth)
+
+    def _body(self, body: Any) -> bytes | None:
+        if body is None:
+            return None
+        if isinstance(body, str):
+            return body.encode()
+        return json.dumps(self._filled(body)).encode()
+
+    def _filled(self, value: Any) -> Any:
+        """The value with its descriptions replaced by what they describe."""
+        if isinstance(value, dict):
+            return {key: self._filled(item) for key, item in value.items()}
+        if isinstance(value, list) and value[1:] == ["<51 times>"]:
+            return [self._filled(value[0])] * 51
+        if isinstance(value, list):
+            return [self._filled(item) for item in value]
+        if isinstance(value, str):
+            return "a" * _SIZES[value] if value in _SIZES else self._put_in(value)
+        return value
+
+    def _put_in(self, text: str) -> str:
+        for placeholder, value in self._known.items():
+            text = text.replace(placeholder, value)
+        return text
+
+    # comparison
+
+    def differences(self, expected: Mapping[str, Any], answer: httpx.Response) -> list[str]:
+        """What is not as it was recorded."""
+        found = []
+        if answer.status_code != expected["status"]:
+            found.append(f"status {answer.status_code}, not {expected['status']}")
+        for name, value in expected["headers"].items():
+            if not self._same(value.lower(), answer.headers.get(name, "").lower()):
+                found.append(f"header {name}: {answer.headers.get(name)!r}, not {value!r}")
+        body = expected["body"]
+        is_text = expected["headers"].get("content-type", "").startswith("text/")
+        if body is None:
+            found += [f"body {answer.text[:200]!r}, not empty"] if answer.content else []
+        elif is_text:
+            found += [] if answer.text == body else [f"text {answer.text!r}, not {body!r}"]
+        else:
+            found += self._compare("", body, answer.json())
+        return found
+
+    def _compare(self, where: str, expected: Any, actual: Any) -> Iterator[str]:
+        if isinstance(expected, dict) and isinstance(actual, dict):
+            for key in sorted(expected.keys() | actual.keys()):
+                if key not in expected or key not in actual:
+                    yield f"{where}.{key} is {'missing' if key in expected else 'not in the record'}"
+                elif key != "size":  # counts the blanks of OpenWhisk's Python
+                    yield from self._compare(f"{where}.{key}", expected[key], actual[key])
+        elif isinstance(expected, list) and isinstance(actual, list) and len(expected) == len(actual):
+            for i, (one, other) in enumerate(zip(_sorted(expected), _sorted(actual), strict=True)):
+                yield from self._compare(f"{where}[{i}]", one, other)
+        elif not self._same(expected, actual):
+            yield f"{where}: {str(actual)[:300]!r}, not {str(expected)[:300]!r}"
+
+    def _same(self, expected: Any, actual: Any) -> bool:
+        if not isinstance(expected, str):
+            return bool(expected == actual and type(expected) is type(actual))
+        if expected in ("<time>", "<ms>"):
+            return isinstance(actual, int)
+        if expected.startswith(_PARSER):
+            return isinstance(actual, str) and actual.startswith(_PARSER.partition("\n")[0])
+        return isinstance(actual, str) and self._same_text(expected, actual)
+
+    def _same_text(self, expected: str, actual: str) -> bool:
+        """Equal but for placeholders; an activation's id means the same one from then on."""
+        pattern = re.escape(self._put_in(expected))
+        for name in ("transactionId", "version", "host", "time", "ms"):
+            pattern = pattern.replace(re.escape(f"<{name}>"), ".+")
+        pattern = re.sub(r"<(activationId\d+)>", r"(?P<\1>[0-9a-f]{32})", pattern)
+        match = re.fullmatch(pattern, actual, re.DOTALL)
+        if match is not None:
+            self._known |= {f"<{name}>": id for name, id in match.groupdict().items()}
+        return match is not None
+
+
+def _sorted(items: list[Any]) -> list[Any]:
+    """Arrays of keys and values by their keys."""
+    if all(isinstance(item, dict) and "key" in item for item in items):
+        return sorted(items, key=lambda item: str(item["key"]))
+    return items
