@@ -23,7 +23,8 @@ def inspect(event):
         raise Retry("still busy", after="5s")
     if "typo" in event.subject:
         return {}["path"]
-    return {"path": event.path, "frames": helper.FRAMES, "site": os.environ["SITE"], "threshold": event["threshold"], "items": [1, {"n": 2}]}
+    known = {"frames": helper.FRAMES, "site": os.environ["SITE"], "threshold": event["threshold"]}
+    return {"path": event.path, "items": [1, {"n": 2}], **known}
 
 @mill.job(cpus=1, memory="128MB")
 def reconstruct(inspected):

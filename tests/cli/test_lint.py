@@ -135,7 +135,10 @@ def test_a_rule_that_waits_for_what_it_starts(cli: Cli, kind: str, word: str) ->
         ("1 / 0", "flow.py:1: ZeroDivisionError"),
         ("raise SystemExit(3)", "flow.py:1: the flow ends the program while it is loaded"),
         (HEAD + "mill.job('missing.sub')", "flow.py:10: job 'missing': there is no 'missing.sub' beside the flow"),
-        (HEAD + "mill.on({'type': 'a'}, one)", "flow.py:10: pattern at type: 'a' must be in a list of alternatives: ['a']"),
+        (
+            HEAD + "mill.on({'type': 'a'}, one)",
+            "flow.py:10: pattern at type: 'a' must be in a list of alternatives: ['a']",
+        ),
         (HEAD + "mill.on(files.written('/a/[b'), one)", "flow.py:10: rule 'one': pattern at subject[0].glob"),
         (HEAD + "mill.on({'type': [{'near': 'a'}]}, one)", "flow.py:10: rule 'one': pattern at type[0]"),
     ],

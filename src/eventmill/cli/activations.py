@@ -58,7 +58,9 @@ def milliseconds(text: str, now_ms: int) -> int:
     ),
 )
 def list_(
-    state: Annotated[str | None, typer.Option("--state", help=f"Only in this state: {', '.join(STATES)}.")] = None,
+    state: Annotated[
+        str | None, typer.Option("--state", help=f"Only in this state, or these (a,b): {', '.join(STATES)}.")
+    ] = None,
     action: Annotated[str | None, typer.Option("--action", help="Only of this action: name or package/name.")] = None,
     since: Annotated[
         str | None, typer.Option("--since", help="Only from then on: 30m, 2h, 7d (ago), or a time.")
@@ -73,8 +75,8 @@ def list_(
     from eventmill.cli import output
     from eventmill.cli.client import Client, target
 
-    if state is not None and state not in STATES:
-        raise InvalidInput(f"--state {state}: write one of {', '.join(STATES)}")
+    if state is not None and not set(state.split(",")) <= set(STATES):
+        raise InvalidInput(f"--state {state}: write one or several (a,b) of {', '.join(STATES)}")
     since_ms = None if since is None else milliseconds(since, int(1000 * time.time()))
     with Client(target(url, key, data_dir)) as client:
         found = list(client.pages(PATH, limit, state=state, name=action, since=since_ms))

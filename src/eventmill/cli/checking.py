@@ -49,7 +49,8 @@ def _data_dir(path: Path) -> Component:
     above = _nearest(path)
     if above.is_dir() and os.access(above, os.W_OK | os.X_OK):
         return Component(name, True, f"{path} will be made")
-    return Component(name, False, f"{path} is not there and can't be made: {above} can't be written by this user")
+    why = "can't be written by this user" if above.is_dir() else "is no directory"
+    return Component(name, False, f"{path} is not there and can't be made: {above} {why}")
 
 
 def _disk(path: Path, free_mb: int) -> Component:

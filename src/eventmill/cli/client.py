@@ -25,8 +25,6 @@ TIMEOUT_S = 70.0
 PAGE = 200
 """Entities in one answer, at most."""
 
-_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-
 
 class Refused(EventmillError):
     """The server has understood the request and said no: `status` is its HTTP status, `reason` its own words."""
@@ -52,7 +50,7 @@ class Target:
 def target(url: str | None, key: str | None, data_dir: Path | None) -> Target:
     """The server that a command is meant for, by its options and environment, else by the data directory's files.
 
-    Raises InvalidConfig if that doesn't say where it is, or which key to use.
+    Raises Unavailable if no server is known, InvalidConfig if its address can't be one, or there is no key for it.
     """
     files = data_dir or DATA_DIR
     local_url = _first_line(files / "address")
@@ -79,14 +77,18 @@ def target(url: str | None, key: str | None, data_dir: Path | None) -> Target:
 
 
 def _check_url(url: str, origin: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
         raise InvalidConfig(f"{origin}: '{url}' is no address of a server: write it like http://127.0.0.1:3233")
 
 
 def _may_use_file(url: str, local_url: str | None, data_dir: Path | None) -> bool:
     """A key that lies about here must not be sent to whatever server --url names."""
-    return data_dir is not None or url == local_url or urlsplit(url).hostname in _LOOPBACK
+    return data_dir is not None or url == (local_url or "").rstrip("/")
 
 
 def _first_line(file: Path) -> str | None:

@@ -1,0 +1,321 @@
+"""The commands against a real server: what a workflow's author does in an afternoon."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli import flows
+from tests.cli.conftest import Cli, Ran, event
+from tests.cli.server import ended, started, wait_for
+
+pytestmark = pytest.mark.slow
+
+FLOW = """
+from eventmill import Fatal, Mill, files, happened
+
+mill = Mill("lab", parameters={"factor": 2})
+
+@mill.function
+def double(event):
+    print("doubling", event["data"]["n"])
+    return {"n": event["factor"] * event["data"]["n"]}
+
+@mill.function(retries=0)
+def refuse(event):
+    raise Fatal("never")
+
+@mill.function
+def wait(event):
+    import time
+    time.sleep(30)
+
+@mill.job(cpus=1, memory="64MB")
+def heavy(doubled):
+    return {"n": doubled["n"] + 1}
+
+mill.on(happened("lab.double"), double >> heavy, name="double")
+mill.on(happened("lab.refuse"), refuse, name="refuse")
+mill.on(happened("lab.wait"), wait, name="wait")
+mill.on(files.written("/lab/**/*.h5"), refuse, name="files")
+"""
+
+
+class Lab(Cli):
+    """Commands that find the server in the data directory beside them."""
+
+    data: Path
+
+    def __call__(self, *arguments: str, stdin: str | bytes = b"") -> Ran:
+        return super().__call__(*arguments, "--data-dir", str(self.data), stdin=stdin)
+
+    def json(self, *arguments: str) -> Any:
+        ran = self(*arguments, "--json")
+        assert ran.code == 0, ran.err
+        return ran.objects
+
+    def send(self, type: str, n: int = 1) -> str:
+        """Emit an event; its id."""
+        [answer] = self.json("emit", "--type", type, "--data", json.dumps({"n": n}))
+        return str(answer["id"])
+
+    def ended(self, rule: str, count: int = 1) -> list[dict[str, Any]]:
+        """The activations of this rule, when so many have ended."""
+
+        def found() -> list[dict[str, Any]] | None:
+            listed = self.json("activations", "list", "--limit", "500")
+            mine = [a for a in listed if a["rule"] == f"default/{rule}" and a["end"]]
+            return mine if len(mine) >= count else None
+
+        activations: list[dict[str, Any]] = wait_for(found)
+        return activations
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("server")
+    with started(folder, "serve"):
+        yield folder / "data"
+
+
+@pytest.fixture
+def lab(server: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Lab:
+    """The flow is deployed."""
+    lab = Lab(cli.folder, monkeypatch, capsys)
+    lab.data = server
+    assert lab("deploy", lab.write("flow.py", FLOW)).code == 0
+    return lab
+
+
+def outcomes(ran: Ran) -> dict[str, list[str]]:
+    """Names by outcome."""
+    found: dict[str, list[str]] = {}
+    for change in ran.objects:
+        found.setdefault(change["outcome"], []).append(f"{change['collection']} {change['name']}")
+    return found
+
+
+def test_the_key_is_the_owners(server: Path) -> None:
+    assert os.stat(server / "key").st_mode & 0o777 == 0o600
+
+
+def test_deploy_sends_what_has_changed_and_removes_what_is_gone(lab: Lab) -> None:
+    assert set(outcomes(lab("deploy", lab.write("flow.py", FLOW), "--json"))) == {"unchanged"}
+    lab.write("flow.py", FLOW.replace('name="wait"', 'name="waiting"'))
+    planned = outcomes(lab("deploy", "flow.py", "--json", "--dry-run"))
+    assert planned == outcomes(lab("deploy", "flow.py", "--json"))
+    assert planned["created"] == ["triggers lab.waiting.trigger", "rules lab.waiting"]
+    assert planned["deleted"] == ["rules lab.wait", "triggers lab.wait.trigger"]
+    assert set(outcomes(lab("deploy", "flow.py", "--json"))) == {"unchanged"}
+    lab.write("flow.py", FLOW)
+    assert outcomes(lab("deploy", "flow.py", "--json"))["deleted"] == [
+        "rules lab.waiting",
+        "triggers lab.waiting.trigger",
+    ]
+
+
+def test_deploy_leaves_others_alone(lab: Lab) -> None:
+    other = """
+from eventmill import Mill, happened
+mill = Mill("{}")
+@mill.function
+def f(event):
+    return {{}}
+mill.on(happened("x"), f)
+"""
+    assert lab("deploy", lab.write("other.py", other.format("other"))).code == 0
+    # another file of the same mill, and another mill of the same file
+    assert "deleted" not in outcomes(lab("deploy", lab.write("more.py", other.format("other")), "--json"))
+    assert "deleted" not in outcomes(lab("deploy", lab.write("other.py", other.format("lab2")), "--json"))
+
+
+def test_deploy_says_what_was_refused(lab: Lab) -> None:
+    big = FLOW.replace('Mill("lab"', 'Mill("big"').replace("@mill.function(retries=0)", '@mill.function(timeout="2h")')
+    ran = lab("deploy", lab.write("big.py", big), "--json")
+    assert ran.code == 1
+    refused = [change for change in ran.objects if change["outcome"] == "refused"]
+    assert [change["name"] for change in refused] == ["big/refuse", "big.refuse", "big.files"]
+    assert "duration 7200000 milliseconds exceeds allowed threshold" in refused[0]["reason"]
+    ran = lab("deploy", "big.py")
+    assert "eventmill: action 'big/refuse' was refused: " in ran.err
+
+
+def test_an_event_becomes_a_chain(lab: Lab) -> None:
+    id = lab.send("lab.double", 20)
+    [chain] = [a for a in lab.ended("lab.double") if a["cause"]["id"] == id]
+    [shown] = lab.json("activations", "show", chain["activationId"])
+    assert shown["result"]["n"] == 41
+    assert [step["action"] for step in shown["steps"]] == ["default/lab/double", "default/lab/heavy"]
+    text = lab("activations", "show", chain["activationId"]).out
+    assert "state:      succeeded\n" in text
+    assert f"cause:      event {id} from //" in text
+    assert "├── lab/double  succeeded" in text
+    assert "└── lab/heavy  succeeded" in text
+    [logs] = lab.json("activations", "logs", shown["steps"][0]["activationId"])
+    assert logs["logs"][0].endswith("stdout: doubling 20")
+
+
+def test_lists_are_filtered(lab: Lab) -> None:
+    lab.send("lab.refuse")
+    lab.ended("lab.refuse")
+    failed = lab.json("activations", "list", "--state", "failed", "--action", "lab/refuse", "--since", "1h")
+    assert failed
+    assert {a["state"] for a in failed} == {"failed"}
+    assert lab.json("activations", "list", "--action", "lab/refuse", "--since", "2100-01-01") == []
+    assert len(lab.json("activations", "list", "--limit", "1")) == 1
+    ran = lab("activations", "list", "--state", "done")
+    assert ran.code == 2
+    assert ran.err.startswith("eventmill: --state done: write one or several (a,b) of pending, ")
+
+
+def test_follow(lab: Lab) -> None:
+    lab.send("lab.wait")
+    running = wait_for(lambda: lab.json("activations", "list", "--action", "lab/wait", "--state", "running,handed"))
+    id = running[0]["activationId"]
+    assert lab("activations", "cancel", id).out.startswith(f"{id}: ")
+    ran = lab("activations", "show", "--follow", id)
+    assert ran.code == 1
+    assert "state:      cancelled\n" in ran.out
+    again = lab("activations", "cancel", id)
+    assert again.code == 1
+    assert "has ended already (cancelled)" in again.err
+
+
+def test_dead_letters(lab: Lab) -> None:
+    lab("dead-letters", "drop", "--all")
+    lab.send("lab.refuse")
+    lab.send("lab.refuse")
+    letters = wait_for(lambda: found if len(found := lab.json("dead-letters", "list")) == 2 else None)
+    assert {(letter["kind"], letter["rule"]) for letter in letters} == {("activation", "default/lab.refuse")}
+    assert "lab/refuse: never" in lab("dead-letters", "list", "--kind", "activation").out
+    assert lab.json("dead-letters", "list", "--kind", "loop") == []
+    assert "reason: default/lab/refuse: never\n" in lab("dead-letters", "show", str(letters[0]["seq"])).out
+    replayed = lab("dead-letters", "replay", "--all", "--kind", "activation", "--json")
+    assert [answer["seq"] for answer in replayed.objects] == sorted(letter["seq"] for letter in letters)
+    again = wait_for(lambda: found if len(found := lab.json("dead-letters", "list")) == 2 else None)
+    assert lab("dead-letters", "drop", str(again[0]["seq"])).err == "dropping: 1 of 1 done\n"
+    ran = lab("dead-letters", "drop", str(again[0]["seq"]), str(again[1]["seq"]))
+    assert ran.code == 1
+    assert f"eventmill: dead letter {again[0]['seq']}: DELETE" in ran.err
+    assert lab("dead-letters", "list").err == "no dead letters\n"
+    assert lab("dead-letters", "replay").code == 2
+
+
+def test_emit_and_explain(lab: Lab) -> None:
+    file = lab.write("event.json", event(type="lab.nothing", subject="/lab/a.txt"))
+    assert lab("emit", file).out == "accepted: 1\n"
+    assert lab("emit", "-", "--id", "7", stdin=json.dumps(event())).out == "accepted: 7\n"
+    explained = {answer["rule"]: answer for answer in lab.json("explain", file)}
+    assert not any(answer["matched"] for answer in explained.values())
+    text = lab("explain", file, "--rule", "lab.double").out
+    assert text.startswith("default/lab.double: no match\n")
+    assert '✗ type: ["lab.double"] found "lab.nothing"' in text
+    assert lab("explain", file, "--rule", "lab.nosuch").code == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "emit needs an event: EVENT.json, - for stdin, or at least --type"),
+        (("--type", ""), "no event: attribute 'type'"),
+        (("--type", "a", "--data", "{"), "--data is not JSON"),
+        (("--type", "a", "--extension", "Upper=1"), "no event: attribute 'Upper'"),
+        (("--type", "a", "--source", "a b"), "no event: attribute 'source'"),
+        (("missing.json",), "can't read missing.json: No such file or directory"),
+        (("--from", "."), "emit --from DIR and --rule RULE belong together"),
+        (("--from", "nosuch", "--rule", "lab.files"), "--from nosuch: there is no such directory"),
+    ],
+)
+def test_wrong_events(lab: Lab, options: tuple[str, ...], message: str) -> None:
+    ran = lab("emit", *options)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith(f"eventmill: {message}")
+
+
+def test_check(lab: Lab) -> None:
+    [report] = lab.json("check")
+    assert report["settings"]["server"]["port"] == 0
+    assert report["components"]["engine"]["ok"] is True
+    text = lab("check").out
+    assert "limits.depth" in text
+    assert "engine" in text
+
+
+def test_lint(lab: Lab) -> None:
+    assert lab("lint").code in (0, 1)
+
+
+# run
+
+
+def small_flow(folder: Path) -> str:
+    (folder / "in").mkdir(exist_ok=True)
+    (folder / "small.py").write_text(flows.SMALL.replace("ROOT", str(folder / "in")))
+    return "small.py"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_run_serves_a_flow_and_says_what_ends(tmp_path: Path, number: int) -> None:
+    with started(tmp_path, "run", small_flow(tmp_path), "--json") as process:
+        wait_for(lambda: "is served at" in (tmp_path / "stderr").read_text())
+        assert f"watching {tmp_path / 'in'}\n" in (tmp_path / "stderr").read_text()
+        (tmp_path / "in/new").mkdir()
+        (tmp_path / "in/new/a.txt").write_text("x")
+        assert process.stdout is not None
+        line = json.loads(process.stdout.readline())
+        assert (line["kind"], line["state"], line["action"]) == ("activation", "succeeded", "default/small/note")
+        assert line["cause"]["source"] == f"file://{tmp_path / 'in'}"
+        assert ended(process, number) == 0
+        assert process.stdout.read() == ""
+
+
+def test_run_prints_lines_for_people(tmp_path: Path, cli: Cli) -> None:
+    with started(tmp_path, "run", small_flow(tmp_path)) as process:
+        wait_for(lambda: "is served at" in (tmp_path / "stderr").read_text())
+        assert cli("emit", "--type", "org.test.asked", "--subject", "who", "--data-dir", "data").code == 0
+        assert process.stdout is not None
+        assert process.stdout.readline().split()[1:3] == ["succeeded", "small/note"]
+
+
+def test_run_with_a_flow_that_is_refused(tmp_path: Path, cli: Cli) -> None:
+    cli.write("big.py", FLOW.replace("@mill.function(retries=0)", '@mill.function(timeout="2h")'))
+    ran = cli.real("run", "big.py", "--data-dir", "data", "--port", "0")
+    assert ran.code == 1
+    assert "eventmill: action 'lab/refuse': requirement failed: duration 7200000" in ran.err
+
+
+def test_run_says_what_it_does_not_watch(tmp_path: Path) -> None:
+    (tmp_path / "small.py").write_text(flows.SMALL.replace("ROOT", "/nosuch"))
+    with started(tmp_path, "run", "small.py"):
+        assert "not watched: /nosuch: there is no such directory here" in (tmp_path / "stderr").read_text()
+
+
+def test_a_data_directory_has_one_server(tmp_path: Path, cli: Cli) -> None:
+    with started(tmp_path, "serve"):
+        ran = cli.real("serve", "--data-dir", "data", "--port", "0")
+        assert ran.code == 2
+        assert "another server uses the data directory" in ran.err
+        checked = cli.write("mill.toml", f'[server]\ndata_dir = "{tmp_path}/data"\nport = 0\n')
+        assert cli("check", "--config", checked).code == 0
+
+
+def test_emit_for_files_that_are_there(tmp_path: Path, cli: Cli) -> None:
+    """The same events as the watched directory makes: nothing runs twice."""
+    with started(tmp_path, "run", small_flow(tmp_path), "--json") as process:
+        assert process.stdout is not None
+        wait_for(lambda: "is served at" in (tmp_path / "stderr").read_text())
+        (tmp_path / "in/a.txt").write_text("x")
+        seen = json.loads(process.stdout.readline())["cause"]
+        (tmp_path / "in/b.log").write_text("not matched")
+        command = ("emit", "--from", str(tmp_path / "in"), "--rule", "small.files", "--data-dir", "data")
+        shown = cli(*command, "--dry-run")
+        assert [(made["source"], made["id"]) for made in shown.objects] == [(seen["source"], seen["id"])]
+        assert cli(*command, "--json").objects == [{"files": 2, "events": 1}]
+        assert cli("emit", "--type", "org.test.asked", "--data-dir", "data", "--subject", "last").code == 0
+        assert json.loads(process.stdout.readline())["rule"] == "default/small.asked"
