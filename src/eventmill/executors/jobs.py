@@ -10,7 +10,9 @@ from __future__ import annotations
 import binascii
 import io
 import signal
+import struct
 import zipfile
+import zlib
 from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ import orjson
 from eventmill.entities import Status
 from eventmill.entities.submit import DESCRIPTION_BYTES_MAX, BoundDescription, Description, parse
 from eventmill.errors import InvalidArchive, InvalidDescription
+from eventmill.executors.archive import check_directory
 
 DESCRIPTION_FILE = "job.sub"
 PARAMS_FILE, PARAMS_ENV = "params.json", "EVENTMILL_PARAMS"
@@ -51,17 +54,26 @@ class JobArchive:
         return path in self.members or any(member.startswith(folder) for member in self.members) or folder == "./"
 
 
-def read_archive(code: bytes) -> JobArchive:
+def read_archive(code: bytes, *, files_max: int = 10_000) -> JobArchive:
     """Decode a job's code and read its description. Raises InvalidArchive, InvalidDescription."""
     try:
         data = b64decode(code, validate=True)
+        check_directory(data, files_max)
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = frozenset(archive.namelist())
             if DESCRIPTION_FILE not in members:
                 raise InvalidArchive(f"the job's archive has no '{DESCRIPTION_FILE}' at its top")
             with archive.open(DESCRIPTION_FILE) as file:
                 text = file.read(DESCRIPTION_BYTES_MAX + 1).decode()
-    except (binascii.Error, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as e:
+    except (
+        binascii.Error,
+        zipfile.BadZipFile,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+        zlib.error,
+        struct.error,
+    ) as e:
         raise InvalidArchive(f"a job's code is a zip in base64: {e}") from e
     except UnicodeDecodeError as e:
         raise InvalidArchive(f"{DESCRIPTION_FILE} is not UTF-8") from e
@@ -107,7 +119,7 @@ def conclude(
             Status.INTERNAL_ERROR, True, "outcome unknown: the job was started, its end was not seen", usage
         )
     if ending.cancelled:
-        return _failure(Status.APPLICATION_ERROR, True, "cancelled", usage)
+        return Outcome(Status.APPLICATION_ERROR, orjson.dumps({"error": "cancelled"}), True)
     if ending.refused is not None:
         return _failure(Status.DEVELOPER_ERROR, True, ending.refused, usage)
     if ending.failed is not None:

@@ -103,6 +103,7 @@ class LocalQueue(Executor):
         self._code = code
         self._name = name
         self._roots = [str(root.absolute()) for root in roots]
+        self._files_max = archive_files_max
         self._spool = Spool(state_dir)
         self._slots = Slots(cpus, memory_mb)
         self._starter = Starter(
@@ -207,7 +208,7 @@ class LocalQueue(Executor):
     # ---- accepting and releasing
 
     async def _accept(self, attempts: Sequence[Attempt]) -> None:
-        for code, group in groupby(sorted(attempts, key=_code_of), _code_of):
+        for code, group in groupby(attempts, lambda attempt: attempt.action.code or ""):
             same = list(group)
             try:
                 async with self._accept_lock:
@@ -221,7 +222,9 @@ class LocalQueue(Executor):
     async def _archive(self, digest: str) -> JobArchive:
         """The code's archive without its bytes, which are in the spool from now on."""
         if digest not in self._archives:
-            archive = await self._in_worker(read_archive, self._code(digest))
+            archive = await self._in_worker(
+                functools.partial(read_archive, self._code(digest), files_max=self._files_max)
+            )
             await self._on_disk(self._spool.keep_code, digest, archive.data)
             self._archives[digest] = replace(archive, data=b"")
             for old in list(self._archives)[:-ARCHIVES_KEPT]:
@@ -479,10 +482,6 @@ def _refused(attempt: Attempt, why: Exception) -> Finished:
         started_ms=now,
         ended_ms=now,
     )
-
-
-def _code_of(attempt: Attempt) -> str:
-    return attempt.action.code or ""
 
 
 def _now() -> int:
