@@ -1,57 +1,71 @@
-"""Alternatives compiled to one function each, for the events that nearly all events are: no arrays where it looks.
+"""Alternatives compiled to checks, for the events that nearly all events are: no arrays where a pattern looks.
 
-Owns the fast way to check a candidate. The text of such a function depends only on the alternative's *shape* (how deep
-its paths are, which operators stand alone), so it is generated once per shape and then bound to names, constants and
-tests: no text of a user's ever becomes code. Where a function meets an array it leaves the decision to the general
-matcher. An event that writes a nested path with dots must not be given to it (`paths.NamesInUse.plain`). Pure
-functions; the cache of shapes is bounded.
+Owns the fast way to check a candidate. The text of a check's function depends only on the alternative's *shape* (how
+deep its paths are, which operators stand alone); it is generated once per shape, bound once to the names, and shared by
+all patterns that differ only in their constants. These come in a tuple: no text of a user's ever becomes code, and a
+check is one small piece of memory, which is what counts when there are 100,000. Where a function meets an array it
+leaves the decision to the general matcher. An event that writes a nested path with dots must not be given to it
+(`paths.NamesInUse.plain`). Pure functions; the caches are bounded.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Literal
 
+from eventmill.rules import pattern
 from eventmill.rules.conditions import ABSENT, address, compile_tests
-from eventmill.rules.globs import parse_glob
+from eventmill.rules.globs import Glob, glob_test, parse_glob
 from eventmill.rules.matching import AlternativeMatcher
-from eventmill.rules.pattern import Alternative, Exact, Field, Glob, Prefix, Suffix
+from eventmill.rules.pattern import Alternative, Exact, Field, Prefix, Suffix
 
-EventTest = Callable[[Mapping[str, Any]], bool]
+Check = tuple[Any, ...]
+"""`(function, mark, general, *constants)`: `check[0](event, check)` says whether an event satisfies the alternative;
+`mark` is the caller's own."""
+
+CheckFunction = Callable[[Mapping[str, Any], Check], bool]
 
 FIELDS_MAX = 16
 """An alternative with more fields is left to the general matcher: its function would be long, and is seldom wanted."""
-SHAPES_MAX = 512
+SHAPES_MAX = 256
 """Generated functions that are kept; one costs about 0.2 ms to make again."""
+NAMES_MAX = 2048
+"""Functions bound to names that are kept to be shared; one costs about 2 µs to make again."""
 
-Operator = Literal["equal", "prefix", "suffix", "in directory", "test"]
+Operator = Literal["equal", "prefix", "suffix", "in directory", "glob", "test"]
 
 _FAILURES: dict[Operator, str] = {
-    "equal": "v != {c}0",
-    "prefix": "v.__class__ is not str or not v.startswith({c}0)",
-    "suffix": "v.__class__ is not str or not v.endswith({c}0)",
-    "in directory": "v.__class__ is not str or not v.endswith({c}1) or not v.startswith({c}0)"
-    " or len(v) < {c}2 or v.rfind('/') >= {c}3",
-    "test": "not {c}0(v)",
+    "equal": "v != {0}",
+    "prefix": "v.__class__ is not str or not v.startswith({0})",
+    "suffix": "v.__class__ is not str or not v.endswith({0})",
+    "in directory": "v.__class__ is not str or not v.endswith({0}) or not v.startswith({1})"
+    " or len(v) < {2} or v.rfind('/') >= {3}",
+    "glob": "v.__class__ is not str or not v.endswith({0}) or not {1}(v)",
+    "test": "not {0}(v)",
 }
 """When a value fails, by operator, from cheap to dear: a candidate that fails should fail early."""
 _COST = {operator: cost for cost, operator in enumerate(_FAILURES)}
 
 
-def compile_alternative(alternative: Alternative) -> EventTest:
-    """A function that says whether an event satisfies the alternative."""
+def compile_alternative(alternative: Alternative, mark: object) -> Check:
+    """The check for an alternative, which carries the caller's `mark`."""
     general = AlternativeMatcher(alternative)
     if len(alternative) > FIELDS_MAX:
-        return general
-    checks = sorted(((field.names, *_check(field)) for field in alternative), key=lambda check: _COST[check[1]])
-    shape = tuple((len(names), operator, len(constants)) for names, operator, constants in checks)
-    bound = [value for names, _, constants in checks for value in (*names, *constants)]
-    function: EventTest = _factory(shape)(general, *bound)
-    return function
+        return _generally, mark, general
+    parts = sorted(((field.names, *_part(field)) for field in alternative), key=lambda part: _COST[part[1]])
+    shape = tuple((len(names), operator, len(constants)) for names, operator, constants in parts)
+    function = _bound_to_names(shape, tuple(name for names, _, _ in parts for name in names))
+    return (function, mark, general, *(constant for _, _, constants in parts for constant in constants))
 
 
-def _check(field: Field) -> tuple[Operator, tuple[Any, ...]]:
+def _generally(event: Mapping[str, Any], check: Check) -> bool:
+    matches: bool = check[2](event)
+    return matches
+
+
+def _part(field: Field) -> tuple[Operator, tuple[Any, ...]]:
     """How a field is checked, and what is bound to the check."""
     if len(field.tests) == 1:
         match field.tests[0]:
@@ -63,41 +77,50 @@ def _check(field: Field) -> tuple[Operator, tuple[Any, ...]]:
                 return "prefix", (text,)
             case Suffix(text, False):
                 return "suffix", (text,)
-            case Glob(text):
-                ends = _one_star_in_last_level(text)
-                if ends is not None:
-                    return "in directory", ends
+            case pattern.Glob(text):
+                return _glob_part(parse_glob(text))
     return "test", (compile_tests(field.tests),)
 
 
-def _one_star_in_last_level(text: str) -> tuple[str, str, int, int] | None:
-    """For globs such as `/a/b/run_*.h5`: beginning, end, length of both, length of the beginning."""
-    glob = parse_glob(text)
-    last = glob.last
-    if len(glob.runs) > 1 or last is None or len(last.segments) != 2 or any(s.shape for s in last.segments):
-        return None
-    if glob.head.count("/") < len(glob.runs[0]) - 1:
-        return None
-    begin, end = glob.head + last.segments[0].text, last.segments[1].text
-    return begin, end, len(begin) + len(end), len(begin)
+def _glob_part(glob: Glob) -> tuple[Operator, tuple[Any, ...]]:
+    """The check of a glob; those like `/a/b/run_*.h5` need not take the path apart.
+
+    The end comes first: it decides most often. Ends are few, so that one string for all stays in the cache.
+    """
+    end, last = sys.intern(glob.tail), glob.last
+    in_directory = len(glob.runs) == 1 and glob.head.count("/") == len(glob.runs[0]) - 1
+    if in_directory and last and len(last.segments) == 2 and not any(segment.shape for segment in last.segments):
+        begin = glob.head + last.segments[0].text
+        return "in directory", (end, begin, len(begin) + len(end), len(begin))
+    return "glob", (end, glob_test(glob))
+
+
+Shape = tuple[tuple[int, Operator, int], ...]
+"""Of each field: names in its path, operator, number of constants."""
+
+
+@lru_cache(maxsize=NAMES_MAX)
+def _bound_to_names(shape: Shape, names: tuple[str, ...]) -> CheckFunction:
+    return _factory(shape)(*names)
 
 
 @lru_cache(maxsize=SHAPES_MAX)
-def _factory(shape: tuple[tuple[int, Operator, int], ...]) -> Callable[..., EventTest]:
-    """A function that binds names and constants to the generated check of this shape."""
-    parameters, body = ["general"], []
+def _factory(shape: Shape) -> Callable[..., CheckFunction]:
+    """A function of the names that gives the check's function."""
+    parameters, body, constant = [], [], 3
     for i, (depth, operator, constants) in enumerate(shape):
         names = [f"n{i}_{j}" for j in range(depth)]
-        parameters += [*names, *(f"c{i}_{j}" for j in range(constants))]
+        parameters += names
         body.append(f"v = event.get({names[0]}, ABSENT)")
         for name in names[1:]:
             body.append(f"if v.__class__ is dict: v = v.get({name}, ABSENT)")
             body.append("elif v.__class__ is not list: v = ABSENT")
-        body.append(f"if {_FAILURES[operator].format(c=f'c{i}_')}: return v.__class__ is list and general(event)")
-    lines = [f"def bind({', '.join(parameters)}):", "    def check(event):"]
-    lines += [f"        {line}" for line in body]
-    lines += ["        return True", "    return check"]
+        failure = _FAILURES[operator].format(*(f"check[{constant + j}]" for j in range(constants)))
+        body.append(f"if {failure}: return v.__class__ is list and check[2](event)")
+        constant += constants
+    lines = [f"def bind({', '.join(parameters)}):", "    def function(event, check):"]
+    lines += [f"        {line}" for line in (*body, "return True")]
     scope: dict[str, Any] = {"ABSENT": ABSENT}
-    exec("\n".join(lines), scope)
-    bind: Callable[..., EventTest] = scope["bind"]
+    exec("\n".join((*lines, "    return function")), scope)
+    bind: Callable[..., CheckFunction] = scope["bind"]
     return bind

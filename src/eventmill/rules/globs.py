@@ -12,6 +12,7 @@ glob: `*` stays within one level of the path, `?` is one character and `[a-z]`, 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -103,14 +104,11 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One level of a path: segments with any characters between them."""
+    """One level of a path: segments with any characters between them. `literal`: the one name that matches, if there
+    is nothing special in it."""
 
     segments: tuple[Segment, ...]
-
-    @property
-    def literal(self) -> str | None:
-        only = self.segments[0]
-        return only.text if len(self.segments) == 1 and only.shape is None else None
+    literal: str | None
 
     def matches(self, name: str) -> bool:
         first, last = self.segments[0], self.segments[-1]
@@ -150,6 +148,12 @@ class Glob:
         return "/".join(n for n in names if n is not None) if len(self.runs) == 1 and None not in names else None
 
     @property
+    def tail(self) -> str:
+        """The literal end of every match; "" if there is none."""
+        final = self.last.segments[-1] if self.last else None
+        return final.text if final and final.shape is None else ""
+
+    @property
     def last(self) -> Level | None:
         """The level that a path's last name has to match; None when the glob ends in `**`."""
         return self.runs[-1][-1] if self.runs[-1] else None
@@ -176,7 +180,7 @@ def parse_glob(text: str) -> Glob:
 
 def _level(name: str) -> Level:
     if not _SPECIAL.intersection(name):
-        return Level((Segment(name, len(name)),))
+        return Level((Segment(name, len(name)),), name)
     segments: list[Segment] = []
     pieces: list[tuple[str, bool]] = []  # (text, is it a regular expression?)
     i = 0
@@ -200,7 +204,9 @@ def _level(name: str) -> Level:
         else:
             pieces.append((c, False))
         i += 1
-    return Level((*segments, _segment(pieces)))
+    segments.append(_segment(pieces))
+    only = segments[0]
+    return Level(tuple(segments), only.text if len(segments) == 1 and only.shape is None else None)
 
 
 def _segment(pieces: list[tuple[str, bool]]) -> Segment:
@@ -237,33 +243,36 @@ def glob_test(glob: Glob) -> StringTest:
     literal = glob.literal
     if literal is not None:
         return literal.__eq__
-    head, last = glob.head, glob.last
-    tail = last.segments[-1].text if last and last.segments[-1].shape is None else ""
+    head, tail = sys.intern(glob.head), sys.intern(glob.tail)
+    first, *middle, last = glob.runs if len(glob.runs) > 1 else (glob.runs[0], ())
+    anchored, least = len(glob.runs) == 1, len(last) or 1  # a `**` that comes last covers at least one level
 
     def test(text: str) -> bool:
-        return text.startswith(head) and text.endswith(tail) and _levels_match(glob.runs, text.split("/"))
+        if not text.endswith(tail) or not text.startswith(head):
+            return False
+        names = text.split("/")
+        if anchored:
+            return len(names) == len(first) and _run_at(first, names, 0)
+        at, end = len(first), len(names) - least
+        if end < at or not _run_at(last, names, len(names) - len(last)) or not _run_at(first, names, 0):
+            return False
+        for run in middle:
+            while at + len(run) <= end and not _run_at(run, names, at):
+                at += 1
+            at += len(run)
+            if at > end:
+                return False
+        return True
 
     return test
 
 
-def _levels_match(runs: tuple[tuple[Level, ...], ...], names: list[str]) -> bool:
-    first, last = runs[0], runs[-1]
-    if len(runs) == 1:
-        return len(names) == len(first) and _run_at(first, names, 0)
-    at, end = len(first), len(names) - (len(last) or 1)  # a `**` that comes last covers at least one level
-    if end < at or not _run_at(first, names, 0) or not _run_at(last, names, len(names) - len(last)):
-        return False
-    for run in runs[1:-1]:
-        while at + len(run) <= end and not _run_at(run, names, at):
-            at += 1
-        at += len(run)
-        if at > end:
-            return False
-    return True
-
-
 def _run_at(run: Sequence[Level], names: list[str], at: int) -> bool:
-    return all(level.matches(names[at + i]) for i, level in enumerate(run))
+    for level in run:
+        if names[at] != level.literal and (level.literal is not None or not level.matches(names[at])):
+            return False
+        at += 1
+    return True
 
 
 # --------------------------------------------------------------------------------------------------- for other rooms

@@ -18,9 +18,9 @@ from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
 from eventmill.errors import Conflict, NotFound
-from eventmill.rules.compiled import EventTest, compile_alternative
-from eventmill.rules.conditions import address, fold
-from eventmill.rules.keys import KINDS, Choice, Key, Kind, choices, directories_of
+from eventmill.rules.compiled import Check, compile_alternative
+from eventmill.rules.conditions import ABSENT, address, fold
+from eventmill.rules.keys import KINDS, Choice, Key, choices, directories_of
 from eventmill.rules.paths import NamesInUse, elements, undotted
 from eventmill.rules.pattern import Alternative, Pattern, path_names
 
@@ -85,11 +85,13 @@ class Index(Generic[K]):
         """
         if self._unfiled:
             self._file()
+        if self._names.any:
+            event = self._names.plain(event)
         hits: list[_Rule] = []
-        self._root.match(self._names.plain(event), hits)
+        self._root.match(event, hits)
         if len(hits) > 1:
-            hits = sorted(set(hits))
-        return [key for _, key in hits]
+            return [key for _, key in sorted(set(hits))]
+        return [hits[0][1]] if hits else []
 
     def _file(self) -> None:
         self._root.add([entry for entries in self._unfiled.values() for entry in entries])
@@ -108,59 +110,71 @@ _Rule = tuple[int, Any]
 class _Entry:
     """One alternative of a pattern, compiled when it is first a candidate."""
 
-    __slots__ = ("_test", "alternative", "rule")
+    __slots__ = ("_check", "alternative", "rule")
 
     def __init__(self, rule: _Rule, alternative: Alternative) -> None:
         self.rule = rule
         self.alternative = alternative
-        self._test: EventTest | None = None
+        self._check: Check | None = None
 
-    def compiled(self) -> EventTest:
-        if self._test is None:
-            self._test = compile_alternative(self.alternative)
-        return self._test
+    def check(self) -> Check:
+        if self._check is None:
+            self._check = compile_alternative(self.alternative, self.rule)
+        return self._check
+
+
+Checks = tuple[Check, ...]
 
 
 class _Bucket:
-    """Entries that share a key, to be checked in a row; too many for that become a level of their own, if `splits`."""
+    """Entries that share a key, to be checked in a row; too many for that become a level of their own, if `splits`.
 
-    __slots__ = ("checks", "entries", "level", "splits", "used")
+    `content` is what a look-up gives: the checks, once they are compiled, or the level.
+    """
+
+    __slots__ = ("_entries", "_splits", "_used", "content")
 
     def __init__(self, used: frozenset[Key], *, splits: bool = True) -> None:
-        self.used = used
-        self.splits = splits
-        self.entries: list[_Entry] = []
-        self.checks: tuple[tuple[EventTest, _Rule], ...] | None = None
-        self.level: _Level | None = None
+        self.content: Checks | _Level | None = None
+        self._entries: list[_Entry] = []
+        self._splits = splits
+        self._used = used
 
     def __bool__(self) -> bool:
-        return bool(self.entries) or bool(self.level)
+        return bool(self.content if isinstance(self.content, _Level) else self._entries)
 
     def add(self, entry: _Entry) -> None:
-        if self.level is not None:
-            self.level.add([entry])
+        if isinstance(self.content, _Level):
+            self.content.add([entry])
             return
-        self.entries.append(entry)
-        self.checks = None
-        if self.splits and len(self.entries) > BUCKET_MAX:
-            self.level = _Level(self.used)
-            self.level.add(self.entries)
-            self.entries = []
+        self._entries.append(entry)
+        self.content = None
+        if self._splits and len(self._entries) > BUCKET_MAX:
+            self.content = _Level(self._used)
+            self.content.add(self._entries)
+            self._entries = []
 
     def remove(self, entry: _Entry) -> None:
-        if self.level is not None:
-            self.level.remove(entry)
+        if isinstance(self.content, _Level):
+            self.content.remove(entry)
         else:
-            self.entries.remove(entry)
-            self.checks = None
+            self._entries.remove(entry)
+            self.content = None
 
-    def compile(self) -> tuple[tuple[EventTest, _Rule], ...]:
-        self.checks = tuple((entry.compiled(), entry.rule) for entry in self.entries)
-        return self.checks
+    def compile(self) -> Checks | _Level:
+        if self.content is None:
+            self.content = tuple(entry.check() for entry in self._entries)
+        return self.content
+
+
+Found = list[Any]
+"""What to look at for an event: checks, and levels (`_Level`, whose name does not exist yet)."""
 
 
 class _Level:
     """Entries filed under their rarest key that is not in `used`; without one they are in `rest`."""
+
+    __slots__ = ("_counts", "_filed", "_memo_max", "_places", "_rest", "_used")
 
     def __init__(self, used: frozenset[Key] = frozenset(), memo_max: int = 0) -> None:
         self._used = used
@@ -168,7 +182,7 @@ class _Level:
         self._counts: dict[Key, int] = {}
         self._filed: dict[_Entry, list[Key]] = {}
         self._places: dict[str, _Place] = {}
-        self._rest = _Bucket(used, splits=False)
+        self._rest: _Bucket | None = None
 
     def __bool__(self) -> bool:
         return bool(self._filed)
@@ -182,18 +196,17 @@ class _Level:
         for entry, options in batch:
             keys = self._filed[entry] = self._rarest(options)
             for key in keys:
-                self._table(key).bucket(key, self._used).add(entry)
+                self._place(key).add(key, entry, self._used)
             if not keys:
+                self._rest = self._rest or _Bucket(self._used, splits=False)
                 self._rest.add(entry)
 
     def remove(self, entry: _Entry) -> None:
         keys = self._filed.pop(entry)
         for key in keys:
-            table = self._table(key)
-            table.remove(key, entry)
-            if not table:
-                _prune(self._places, path_names(key.path))
-        if not keys:
+            self._place(key).remove(key, entry)
+            _prune(self._places, path_names(key.path))
+        if self._rest and not keys:
             self._rest.remove(entry)
         for key in _all_keys(self._choices(entry)):
             self._counts[key] -= 1
@@ -202,16 +215,15 @@ class _Level:
 
     def match(self, event: Mapping[str, Any], hits: list[_Rule]) -> None:
         """Append the rules of all entries that the event satisfies; one may come twice."""
-        found: Iterable[_Bucket] = _find(event, self._places, [self._rest])
-        for bucket in found:
-            checks = bucket.checks
-            if checks is None:
-                checks = bucket.compile()
-            for test, rule in checks:
-                if test(event):
-                    hits.append(rule)
-            if bucket.level is not None:
-                bucket.level.match(event, hits)
+        found: Found = [] if self._rest is None else [self._rest.compile()]
+        _find(event, self._places, found)
+        for content in found:
+            if content.__class__ is tuple:
+                for check in content:
+                    if check[0](event, check):
+                        hits.append(check[1])  # noqa: PERF401 (few pass)
+            else:
+                content.match(event, hits)
 
     def _choices(self, entry: _Entry) -> list[Choice]:
         options = choices(entry.alternative)
@@ -228,15 +240,12 @@ class _Level:
     def _rank(self, key: Key) -> tuple[int, int]:
         return self._counts[key], _PREFERENCE[key.kind]
 
-    def _table(self, key: Key) -> _Table:
+    def _place(self, key: Key) -> _Place:
         *parents, last = path_names(key.path)
         places = self._places
         for name in parents:
-            places = places.setdefault(name, _Place()).below
-        place = places.setdefault(last, _Place())
-        if place.table is None:
-            place.table = _Table(self._memo_max)
-        return place.table
+            places = places.setdefault(name, _Place(self._memo_max)).below
+        return places.setdefault(last, _Place(self._memo_max))
 
 
 _PREFERENCE = {kind: place for place, kind in enumerate(KINDS)}
@@ -246,135 +255,127 @@ def _all_keys(options: list[Choice]) -> set[Key]:
     return {key for choice in options for keys in choice for key in keys}
 
 
-class _Place:
-    """What is looked up at a path, and below it."""
-
-    __slots__ = ("below", "table")
-
-    def __init__(self) -> None:
-        self.table: _Table | None = None
-        self.below: dict[str, _Place] = {}
-
-
 def _prune(places: dict[str, _Place], names: tuple[str, ...]) -> None:
-    """Drop the table at this path, and what led only to it."""
+    """Drop the place at this path, and those that only led to it, if nothing is there any more."""
     place = places[names[0]]
-    if len(names) == 1:
-        place.table = None
-    else:
+    if len(names) > 1:
         _prune(place.below, names[1:])
-    if place.table is None and not place.below:
+    if not place:
         del places[names[0]]
 
 
-def _find(node: Mapping[str, Any], places: dict[str, _Place], found: list[_Bucket]) -> list[_Bucket]:
-    """Add the buckets of all keys that this object yields. Recurses as deep as the patterns' paths."""
-    for name in places if len(places) <= len(node) else node.keys() & places.keys():
-        value: Any = node.get(name)
+def _find(node: Mapping[str, Any], places: dict[str, _Place], found: Found) -> None:
+    """Add what the keys of this object lead to. Recurses as deep as the patterns' paths."""
+    few = len(places) <= len(node)
+    for name, place in places.items() if few else [(name, places[name]) for name in node.keys() & places.keys()]:
+        value: Any = node.get(name, ABSENT)
         kind = value.__class__
         if kind is str:
-            table = places[name].table
-            if table is not None:
-                table.find(value, found)
+            place.find(value, found)
         elif kind is dict:
-            if places[name].below:
-                _find(value, places[name].below, found)
+            _find(value, place.below, found)
         elif kind is list:
-            found = _find_in_array(value, places[name], found)
-        elif name in node:
-            table = places[name].table
-            if table is not None:
-                table.find_exact(value, found)
-    return found
+            _find_in_array(value, place, found)
+        else:
+            place.find_exact(value, found)
 
 
-def _find_in_array(array: list[Any], place: _Place, found: list[_Bucket]) -> list[_Bucket]:
+def _find_in_array(array: list[Any], place: _Place, found: Found) -> None:
     for value in elements(array):
-        if isinstance(value, dict):
+        if value.__class__ is str:
+            place.find(value, found)
+        elif isinstance(value, dict):
             _find(undotted(value), place.below, found)
-        elif place.table is not None:
-            find = place.table.find if value.__class__ is str else place.table.find_exact
-            find(value, found)
-    return list(dict.fromkeys(found))  # many elements yield the same few keys
+        else:
+            place.find_exact(value, found)
+    # many elements yield the same few keys
+    found[:] = {id(content): content for content in found}.values()
 
 
-class _Table:
-    """The buckets of one path, by kind of key and literal."""
+class _Place:
+    """What is looked up at a path: buckets by kind of key and literal; and the places below it."""
 
-    __slots__ = ("_by_directory", "_by_rest", "_kinds", "_memo", "_memo_max")
+    __slots__ = (*KINDS, "_by_directory", "_by_end", "_memo", "_memo_max", "below")
+
+    exact: dict[Any, _Bucket]
+    address: dict[bytes, _Bucket]
+    name: dict[str, _Bucket]
+    directory: dict[str, _Bucket]
+    folded: dict[str, _Bucket]
+    level: dict[str, _Bucket]
+    ending: dict[str, _Bucket]
 
     def __init__(self, memo_max: int) -> None:
-        self._kinds: dict[Kind, dict[Any, _Bucket]] = {kind: {} for kind in KINDS}
-        self._memo: dict[str, tuple[_Bucket, ...]] = {}
+        for kind in KINDS:
+            setattr(self, kind, {})
+        self.below: dict[str, _Place] = {}
+        self._memo: dict[str, tuple[Any, ...]] = {}
         self._memo_max = memo_max
-        self._by_directory = self._by_rest = False
+        self._by_directory = self._by_end = False
 
     def __bool__(self) -> bool:
-        return any(self._kinds.values())
+        return bool(self.below) or any(getattr(self, kind) for kind in KINDS)
 
-    def bucket(self, key: Key, used: frozenset[Key]) -> _Bucket:
-        buckets = self._kinds[key.kind]
+    def add(self, key: Key, entry: _Entry, used: frozenset[Key]) -> None:
+        buckets: dict[Any, _Bucket] = getattr(self, key.kind)
         bucket = buckets.get(key.literal)
         if bucket is None:
             bucket = buckets[key.literal] = _Bucket(used | {key})
-            self._changed()
-        return bucket
+        bucket.add(entry)
+        self._changed()
 
     def remove(self, key: Key, entry: _Entry) -> None:
-        bucket = self._kinds[key.kind][key.literal]
+        buckets: dict[Any, _Bucket] = getattr(self, key.kind)
+        bucket = buckets[key.literal]
         bucket.remove(entry)
         if not bucket:
-            del self._kinds[key.kind][key.literal]
-            self._changed()
+            del buckets[key.literal]
+        self._changed()
 
     def _changed(self) -> None:
-        """A bucket has come or gone: what was remembered may be wrong."""
         self._memo.clear()
-        kinds = self._kinds
-        self._by_directory = bool(kinds["directory"] or kinds["level"])
-        self._by_rest = bool(kinds["name"] or kinds["ending"] or kinds["folded"] or kinds["address"])
+        self._by_directory = bool(self.directory or self.level)
+        self._by_end = bool(self.name or self.ending or self.folded or self.address)
 
-    def find(self, value: str, found: list[_Bucket]) -> None:
-        """Add the buckets of all keys that this string yields."""
-        bucket = self._kinds["exact"].get(value)
+    def find(self, value: str, found: Found) -> None:
+        """Add what the keys of this string lead to."""
+        bucket = self.exact.get(value)
         if bucket is not None:
-            found.append(bucket)
+            found.append(bucket.content or bucket.compile())
         if self._by_directory:
             head = value[: value.rfind("/") + 1]
-            buckets = self._memo.get(head)
-            found += self._find_directories(head) if buckets is None else buckets
-        if self._by_rest:
-            self._find_rest(value, found)
+            known = self._memo.get(head)
+            found += self._find_directories(head) if known is None else known
+        if self._by_end:
+            self._find_by_end(value, found)
 
-    def find_exact(self, value: Any, found: list[_Bucket]) -> None:
-        """The same for a number, true, false or null."""
-        bucket = self._kinds["exact"].get(value)
+    def find_exact(self, value: Any, found: Found) -> None:
+        """The same for a number, true, false, null; and for `ABSENT`, which is nobody's key."""
+        bucket = self.exact.get(value)
         if bucket is not None:
-            found.append(bucket)
+            found.append(bucket.compile())
 
-    def _find_directories(self, head: str) -> tuple[_Bucket, ...]:
-        directories, levels = self._kinds["directory"], self._kinds["level"]
-        keys = directories_of(head) if directories else []
-        found = [directories[key] for key in keys if key in directories]
-        if levels:
-            found += [levels[name] for name in set(head.split("/")) if name in levels]
+    def _find_directories(self, head: str) -> tuple[Any, ...]:
+        buckets = [self.directory.get(key) for key in directories_of(head)] if self.directory else []
+        buckets += [self.level.get(name) for name in set(head.split("/"))] if self.level else []
+        contents = [bucket.compile() for bucket in buckets if bucket is not None]
+        checks = tuple(check for content in contents if isinstance(content, tuple) for check in content)
+        found = (checks, *(content for content in contents if isinstance(content, _Level)))
         if self._memo_max and len(head) <= MEMO_LENGTH_MAX:
             if len(self._memo) >= self._memo_max:
                 self._memo.clear()
-            self._memo[head] = tuple(found)
-        return tuple(found)
+            self._memo[head] = found
+        return found
 
-    def _find_rest(self, value: str, found: list[_Bucket]) -> None:
-        kinds = self._kinds
-        keys: list[tuple[Kind, Any]] = [("name", value[value.rfind("/") + 1 :])]
-        dot = value.rfind(".")
-        if dot >= 0:
-            keys.append(("ending", value[dot:]))
-        if kinds["folded"]:
-            keys.append(("folded", fold(value)))
-        if kinds["address"]:
-            keys.append(("address", address(value)))
-        for kind, literal in keys:
-            bucket = kinds[kind].get(literal)
-            if bucket is not None:
-                found.append(bucket)
+    def _find_by_end(self, value: str, found: Found) -> None:
+        keys: list[_Bucket | None] = []
+        if self.ending:
+            keys.append(self.ending.get(value[value.rfind(".") :]) if "." in value else None)
+        if self.name:
+            keys.append(self.name.get(value[value.rfind("/") + 1 :]))
+        if self.folded:
+            keys.append(self.folded.get(fold(value)))
+        if self.address:
+            packed = address(value)
+            keys.append(None if packed is None else self.address.get(packed))
+        found += [bucket.compile() for bucket in keys if bucket is not None]

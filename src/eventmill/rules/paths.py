@@ -84,21 +84,24 @@ class NamesInUse:
     def __init__(self) -> None:
         self._paths: dict[tuple[str, ...], int] = {}
         self._root = _Names()
+        self.any = False
 
     def add(self, names: tuple[str, ...]) -> None:
         count = self._paths[names] = self._paths.get(names, 0) + 1
         if count == 1:
             _count(self._root, names, 1)
+            self.any = True
 
     def remove(self, names: tuple[str, ...]) -> None:
         self._paths[names] -= 1
         if not self._paths[names]:
             del self._paths[names]
             _count(self._root, names, -1)
+            self.any = bool(self._paths)
 
     def plain(self, event: Mapping[str, Json]) -> Mapping[str, Json]:
         """The event with none of these paths written with dots, outside of arrays; nearly always the event itself."""
-        return self._plain(event, self._root) if self._root.aliases else event
+        return self._plain(event, self._root)
 
     def _plain(self, node: Mapping[str, Json], names: _Names) -> Mapping[str, Json]:
         if not node.keys().isdisjoint(names.aliases):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +26,8 @@ NESTING = 32
 """Names that a path in a pattern may consist of; an event may be nested deeper."""
 CONDITIONS_PER_ALTERNATIVE = 100
 """A pattern's alternatives may have this many conditions on average when they are as many as is allowed."""
+INTERN_LENGTH_MAX = 64
+"""Values up to this length are often the same in many patterns: they share one string, which stays in the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +272,8 @@ def _test(value: Any, where: str) -> Test:
 def _scalar(value: Any, where: str) -> Scalar:
     if isinstance(value, float) and not math.isfinite(value):
         raise InvalidPattern("not a JSON number", where)
+    if isinstance(value, str) and len(value) <= INTERN_LENGTH_MAX:
+        return sys.intern(value)
     if value is None or isinstance(value, (str, int, float)):
         return value
     raise InvalidPattern("a value is a string, a number, true, false, null or an operator's object", where)
