@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from eventmill.cli.client import Client, Refused, segment
-from eventmill.errors import Conflict, NotFound
+from eventmill.errors import NotFound
 from eventmill.sdk.pack import Entity, Flow
 
 Outcome = Literal["created", "updated", "unchanged", "deleted", "refused"]
@@ -77,8 +77,8 @@ def _carry_out(client: Client, namespace: str, change: Change) -> Change:
     except NotFound as e:
         # somebody else has deleted it meanwhile: that is what was wanted
         return change if change.outcome == "deleted" else replace(change, outcome="refused", reason=str(e))
-    except (Refused, Conflict) as e:
-        return replace(change, outcome="refused", reason=e.reason if isinstance(e, Refused) else str(e))
+    except Refused as e:
+        return replace(change, outcome="refused", reason=e.reason)
     return change
 
 

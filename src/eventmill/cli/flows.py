@@ -189,16 +189,15 @@ def lint(
     That is: keyless rules (every event is compared with them), patterns that nothing can match, and loops, where an
     action writes what its own rule waits for.
     """
-    from eventmill.cli import output
+    from eventmill.cli import linting, output
     from eventmill.cli.client import Client, target
-    from eventmill.cli.linting import lint_flow
 
     if flow_file is None:
         with Client(target(url, key, data_dir)) as client:
             findings = client.get("/eventmill/v1/lint")
     else:
         flow = read_flow(flow_file)
-        findings = [finding.as_json() for finding in lint_flow(flow_entities(flow, "default"))]
+        findings = [finding.as_json() for finding in linting.lint(flow_entities(flow, "default"), "default")]
     if json:
         output.json_lines(findings)
     else:

@@ -13,13 +13,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
-from eventmill.cli.deployment import named
-from eventmill.entities import submit
+from eventmill.entities import Document, submit
 from eventmill.errors import InvalidInput
 from eventmill.rules import Index, Pattern, glob_root, matches, parse
 from eventmill.rules.pattern import Exact, Exists, Field, Glob, Numeric, Prefix, Test
-from eventmill.sdk.pack import Entity
 from eventmill.sdk.patterns import FAILED_TYPE, SUCCEEDED_TYPE, WRITTEN_TYPES
+
+Entity = tuple[str, str, Document]
 
 _REQUIRED: Final = frozenset({"specversion", "id", "source", "type"})
 _TEXTS: Final = _REQUIRED | {"subject", "time", "datacontenttype", "dataschema", "data_base64"}
@@ -44,8 +44,9 @@ class Finding:
         return asdict(self)
 
 
-def lint_flow(entities: Iterable[Entity]) -> list[Finding]:
-    """Findings about the rules of these entities."""
+def lint(entities: Iterable[Entity], namespace: str) -> list[Finding]:
+    """Findings about the rules of one namespace. `entities`: (collection, name, document) of all its packages, actions
+    (with their code), triggers and rules."""
     documents = {(collection, name): document for collection, name, document in entities}
     findings: list[Finding] = []
     index: Index[str] = Index()
@@ -53,11 +54,13 @@ def lint_flow(entities: Iterable[Entity]) -> list[Finding]:
         if collection != "rules":
             continue
         trigger = documents["triggers", _local(rule["trigger"])]
-        pattern = parse(named(trigger["annotations"])["pattern"])
+        pattern = parse(_named(trigger["annotations"])["pattern"])
         index.add(name, pattern)
         if reason := never(pattern):
             findings.append(Finding("error", name, f"can never match: {reason}"))
-        findings += [Finding("warning", name, text) for text in _loops(pattern, _local(rule["action"]), documents)]
+        findings += [
+            Finding("warning", name, text) for text in _loops(pattern, _local(rule["action"]), namespace, documents)
+        ]
     findings += [
         Finding("warning", name, "keyless: every event is compared with it; add an exact value, a prefix or a suffix")
         for name in index.keyless()
@@ -124,12 +127,12 @@ def _relative_names(fields: Iterable[Field]) -> str | None:
 # loops
 
 
-def _loops(pattern: Pattern, action: str, documents: Mapping[tuple[str, str], Any]) -> Iterator[str]:
+def _loops(pattern: Pattern, action: str, namespace: str, documents: Mapping[tuple[str, str], Any]) -> Iterator[str]:
     """How the action of a rule may start the rule again."""
     started = sorted(_started(action, documents))
     for name in started:
         for type, word in ((SUCCEEDED_TYPE, "succeeds"), (FAILED_TYPE, "fails")):
-            if _matches_subject(pattern, {type}, f"default/{name}"):
+            if _matches_subject(pattern, {type}, f"{namespace}/{name}"):
                 yield f"a loop: it starts '{name}', and waits for '{name}' itself ({word})"
         for how, path in _written(name, documents):
             if _is_watched(pattern, path):
@@ -146,7 +149,7 @@ def _started(action: str, documents: Mapping[tuple[str, str], Any]) -> set[str]:
         found.add(name)
         document = documents["actions", name]
         waiting += map(_local, document["exec"].get("components", ()))
-        on_error = named(document["annotations"]).get("on_error")
+        on_error = _named(document["annotations"]).get("on_error")
         if isinstance(on_error, str):
             waiting.append(_local(on_error))
     return found
@@ -158,7 +161,7 @@ def _written(action: str, documents: Mapping[tuple[str, str], Any]) -> Iterator[
     if document["exec"]["kind"] in ("sequence", "map"):
         return  # they write nothing themselves
     package = documents.get(("packages", action.partition("/")[0]), {})
-    for key, value in {**named(package.get("parameters", ())), **named(document["parameters"])}.items():
+    for key, value in {**_named(package.get("parameters", ())), **_named(document["parameters"])}.items():
         if isinstance(value, str) and value.startswith("/") and _OUTPUT_PARAMETER.search(key):
             yield f"parameter '{key}'", value
     if document["exec"]["kind"] == "job":
@@ -229,3 +232,8 @@ def _inside(path: str, folder: str) -> bool:
 def _local(qualified: str) -> str:
     """`package/name` of `/namespace/package/name`."""
     return qualified.lstrip("/").partition("/")[2]
+
+
+def _named(pairs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """OpenWhisk's list of keys and values as a dict."""
+    return {pair["key"]: pair["value"] for pair in pairs}

@@ -145,14 +145,14 @@ def register(app: typer.Typer) -> None:
         epilog=closing(
             "eventmill run flow.py",
             "eventmill run flow.py --data-dir /var/tmp/mill --config eventmill.toml --port 0",
-            codes="0 ended by SIGTERM, 1 failed, 2 the flow or configuration is wrong, 130 ended by Ctrl-C.",
+            codes="0 ended by Ctrl-C or SIGTERM, 1 failed, 2 the flow or configuration is wrong.",
         )
     )(run)
     app.command(
         epilog=closing(
             "eventmill serve --config /etc/eventmill.toml",
             "eventmill serve --data-dir /var/lib/eventmill --port 3233 --log-format json",
-            codes="0 ended by SIGTERM, 1 failed, 2 the configuration is wrong, 130 ended by Ctrl-C.",
+            codes="0 ended by Ctrl-C or SIGTERM, 1 failed, 2 the configuration is wrong.",
         )
     )(serve)
     app.command(
