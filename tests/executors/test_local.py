@@ -73,7 +73,9 @@ def test_the_environment_is_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("SECRET", "of the server")
     secret = os.open(tmp_path, os.O_RDONLY)
     os.set_inheritable(secret, True)
-    code = script("env -0 > env; readlink /proc/$$/fd/* > fds", 'environment = "MINE=$(x)"\ntransfer_output_files = env, fds')
+    code = script(
+        "env -0 > env; readlink /proc/$$/fd/* > fds", 'environment = "MINE=$(x)"\ntransfer_output_files = env, fds'
+    )
     finished = run_one(tmp_path, code, {"x": "$HOME `id`"}, environment={"SITE": "1"})
     os.close(secret)
     folder = Path(result(finished)["usage"]["output_dir"])
