@@ -22,6 +22,8 @@ from eventmill.errors import EventmillError, InvalidConfig, NotFound, Unavailabl
 TIMEOUT_S = 70.0
 """A blocking call is answered within 60 s, and an upload of 48 MB takes a while."""
 
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
 PAGE = 200
 """Entities in one answer, at most."""
 
@@ -107,7 +109,9 @@ class Client:
     def __init__(self, target: Target) -> None:
         self.target = target
         user, secret = target.key.split(":", 1)
-        self._http = httpx.Client(base_url=target.url, auth=(user, secret), timeout=TIMEOUT_S, trust_env=False)
+        # proxies and certificates of the environment are for servers elsewhere
+        elsewhere = urlsplit(target.url).hostname not in _LOOPBACK
+        self._http = httpx.Client(base_url=target.url, auth=(user, secret), timeout=TIMEOUT_S, trust_env=elsewhere)
 
     def __enter__(self) -> Client:
         return self
