@@ -15,11 +15,12 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Literal
 
-from eventmill.rules import pattern
 from eventmill.rules.conditions import ABSENT, address, compile_tests
-from eventmill.rules.globs import Glob, glob_test, parse_glob
+from eventmill.rules.globs import Glob as ParsedGlob
+from eventmill.rules.globs import glob_test, parse_glob
+from eventmill.rules.keys import Key, field_keys
 from eventmill.rules.matching import AlternativeMatcher
-from eventmill.rules.pattern import Alternative, Exact, Field, Prefix, Suffix
+from eventmill.rules.pattern import Alternative, Exact, Field, Glob, Prefix, Suffix
 
 Check = tuple[Any, ...]
 """`(function, mark, general, *constants)`: `check[0](event, check)` says whether an event satisfies the alternative;
@@ -34,12 +35,13 @@ SHAPES_MAX = 256
 NAMES_MAX = 2048
 """Functions bound to names that are kept to be shared; one costs about 2 µs to make again."""
 
-Operator = Literal["equal", "prefix", "suffix", "in directory", "glob", "test"]
+Operator = Literal["equal", "prefix", "suffix", "in known directory", "in directory", "glob", "test"]
 
 _FAILURES: dict[Operator, str] = {
     "equal": "v != {0}",
-    "prefix": "v.__class__ is not str or not v.startswith({0})",
+    "prefix": "v.__class__ is not str or not v.startswith({0}, {1})",
     "suffix": "v.__class__ is not str or not v.endswith({0})",
+    "in known directory": "v.__class__ is not str or not v.endswith({0}) or v.rfind('/') >= {1}",
     "in directory": "v.__class__ is not str or not v.endswith({0}) or not v.startswith({1})"
     " or len(v) < {2} or v.rfind('/') >= {3}",
     "glob": "v.__class__ is not str or not v.endswith({0}) or not {1}(v)",
@@ -48,13 +50,20 @@ _FAILURES: dict[Operator, str] = {
 """When a value fails, by operator, from cheap to dear: a candidate that fails should fail early."""
 _COST = {operator: cost for cost, operator in enumerate(_FAILURES)}
 
+Part = tuple[tuple[str, ...], Operator, tuple[Any, ...]]
+"""How a field is checked: names of its path, operator, constants."""
 
-def compile_alternative(alternative: Alternative, mark: object) -> Check:
-    """The check for an alternative, which carries the caller's `mark`."""
+
+def compile_alternative(alternative: Alternative, mark: object, known: frozenset[Key] = frozenset()) -> Check:
+    """The check for an alternative, which carries the caller's `mark`.
+
+    `known`: keys that the event is known to yield, because they led to the check; what they say is not checked again.
+    """
     general = AlternativeMatcher(alternative)
     if len(alternative) > FIELDS_MAX:
         return _generally, mark, general
-    parts = sorted(((field.names, *_part(field)) for field in alternative), key=lambda part: _COST[part[1]])
+    parts = [part for field in alternative if (part := _part(field, known)) is not None]
+    parts.sort(key=lambda part: _COST[part[1]])
     shape = tuple((len(names), operator, len(constants)) for names, operator, constants in parts)
     function = _bound_to_names(shape, tuple(name for names, _, _ in parts for name in names))
     return (function, mark, general, *(constant for _, _, constants in parts for constant in constants))
@@ -65,34 +74,52 @@ def _generally(event: Mapping[str, Any], check: Check) -> bool:
     return matches
 
 
-def _part(field: Field) -> tuple[Operator, tuple[Any, ...]]:
-    """How a field is checked, and what is bound to the check."""
-    if len(field.tests) == 1:
-        match field.tests[0]:
-            case Exact(None):
-                return "equal", (None,)
-            case Exact(str(text)) if address(text) is None:
-                return "equal", (text,)
-            case Prefix(text, False):
-                return "prefix", (text,)
-            case Suffix(text, False):
-                return "suffix", (text,)
-            case pattern.Glob(text):
-                return _glob_part(parse_glob(text))
-    return "test", (compile_tests(field.tests),)
+def _part(field: Field, known: frozenset[Key]) -> Part | None:
+    """How the field is checked; None if that is not needed.
+
+    A field below the top level is always looked at: it may lie in an array that it shares with others.
+    """
+    names = field.names
+    if len(field.tests) > 1:
+        return names, "test", (compile_tests(field.tests),)
+    test = field.tests[0]
+    certain = [key.literal for key in field_keys(field, test) if key in known]
+    match test:
+        case Exact(str(text)) if certain == [text] and len(names) == 1:
+            return None
+        case Exact(None):
+            return names, "equal", (None,)
+        case Exact(str(text)) if address(text) is None:
+            return names, "equal", (text,)
+        case Prefix(text, False):
+            begin = _known_beginning(text, certain)
+            rest = sys.intern(text[begin:])
+            return (names, "prefix", (rest, begin)) if rest or not begin or len(names) > 1 else None
+        case Suffix(text, False):
+            return names, "suffix", (sys.intern(text),)
+        case Glob(text):
+            return names, *_glob_part(parse_glob(text), certain)
+    return names, "test", (compile_tests(field.tests),)
 
 
-def _glob_part(glob: Glob) -> tuple[Operator, tuple[Any, ...]]:
+def _known_beginning(text: str, certain: list[Any]) -> int:
+    """How much of a literal beginning is certain: the directory that was the key."""
+    return max((len(key) for key in certain if key[-1:] == "/" and text.startswith(key)), default=0)
+
+
+def _glob_part(glob: ParsedGlob, certain: list[Any]) -> tuple[Operator, tuple[Any, ...]]:
     """The check of a glob; those like `/a/b/run_*.h5` need not take the path apart.
 
     The end comes first: it decides most often. Ends are few, so that one string for all stays in the cache.
     """
     end, last = sys.intern(glob.tail), glob.last
     in_directory = len(glob.runs) == 1 and glob.head.count("/") == len(glob.runs[0]) - 1
-    if in_directory and last and len(last.segments) == 2 and not any(segment.shape for segment in last.segments):
-        begin = glob.head + last.segments[0].text
-        return "in directory", (end, begin, len(begin) + len(end), len(begin))
-    return "glob", (end, glob_test(glob))
+    if not in_directory or last is None or len(last.segments) != 2 or any(s.shape for s in last.segments):
+        return "glob", (end, glob_test(glob))
+    begin = glob.head + last.segments[0].text
+    if _known_beginning(begin, certain) == len(begin):
+        return "in known directory", (end, len(begin))
+    return "in directory", (end, begin, len(begin) + len(end), len(begin))
 
 
 Shape = tuple[tuple[int, Operator, int], ...]

@@ -108,35 +108,30 @@ _Rule = tuple[int, Any]
 
 
 class _Entry:
-    """One alternative of a pattern, compiled when it is first a candidate."""
+    """One alternative of a pattern."""
 
-    __slots__ = ("_check", "alternative", "rule")
+    __slots__ = ("alternative", "rule")
 
     def __init__(self, rule: _Rule, alternative: Alternative) -> None:
         self.rule = rule
         self.alternative = alternative
-        self._check: Check | None = None
-
-    def check(self) -> Check:
-        if self._check is None:
-            self._check = compile_alternative(self.alternative, self.rule)
-        return self._check
 
 
 Checks = tuple[Check, ...]
 
 
 class _Bucket:
-    """Entries that share a key, to be checked in a row; too many for that become a level of their own, if `splits`.
+    """Entries that share the keys `used`, to be checked in a row; too many for that become a level of their own, if
+    the bucket `splits`.
 
-    `content` is what a look-up gives: the checks, once they are compiled, or the level.
+    `content` is what a look-up gives: the level, or the checks, compiled when they are first looked at.
     """
 
     __slots__ = ("_entries", "_splits", "_used", "content")
 
     def __init__(self, used: frozenset[Key], *, splits: bool = True) -> None:
         self.content: Checks | _Level | None = None
-        self._entries: list[_Entry] = []
+        self._entries: dict[_Entry, Check | None] = {}
         self._splits = splits
         self._used = used
 
@@ -147,23 +142,26 @@ class _Bucket:
         if isinstance(self.content, _Level):
             self.content.add([entry])
             return
-        self._entries.append(entry)
+        self._entries[entry] = None
         self.content = None
         if self._splits and len(self._entries) > BUCKET_MAX:
             self.content = _Level(self._used)
             self.content.add(self._entries)
-            self._entries = []
+            self._entries = {}
 
     def remove(self, entry: _Entry) -> None:
         if isinstance(self.content, _Level):
             self.content.remove(entry)
         else:
-            self._entries.remove(entry)
+            del self._entries[entry]
             self.content = None
 
     def compile(self) -> Checks | _Level:
         if self.content is None:
-            self.content = tuple(entry.check() for entry in self._entries)
+            for entry, check in self._entries.items():
+                if check is None:
+                    self._entries[entry] = compile_alternative(entry.alternative, entry.rule, self._used)
+            self.content = tuple(check for check in self._entries.values() if check is not None)
         return self.content
 
 
