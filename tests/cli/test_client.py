@@ -73,6 +73,12 @@ def test_a_server_that_is_down(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Non
     assert cli("activations", "list").err == f"{start} (from EVENTMILL_URL){end}"
 
 
+def test_an_event_of_which_nothing_is_known_can_be_sent_again(cli: Cli) -> None:
+    ran = cli("emit", "--type", "x", "--id", "7", "--url", "http://127.0.0.1:9", "--key", KEY)
+    assert ran.code == 1
+    assert ran.err.endswith("If you send it again, add --id 7: then it counts once\n")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

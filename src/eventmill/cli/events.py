@@ -13,6 +13,7 @@ from eventmill.cli.options import CommandFailed, closing
 from eventmill.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from eventmill.cli.client import Client
     from eventmill.sdk.event import Event
 
 
@@ -83,11 +84,21 @@ def emit(
         output.json_line(event)
         return
     with Client(target(url, key, data_dir)) as client:
-        client.call("POST", "/events", event, content_type="application/cloudevents+json")
+        _send(client, event)
     if json:
         output.json_line({"id": event["id"], "source": event["source"]})
     else:
         output.line(f"accepted: {event['id']}")
+
+
+def _send(client: Client, event: dict[str, Any]) -> None:
+    """Raises Unavailable with what makes a second try harmless: the server may have taken the event all the same."""
+    from eventmill.errors import Unavailable
+
+    try:
+        client.call("POST", "/events", event, content_type="application/cloudevents+json")
+    except Unavailable as e:
+        raise Unavailable(f"{e}. If you send it again, add --id {event['id']}: then it counts once") from e
 
 
 def _composed(
