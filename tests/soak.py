@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -54,12 +55,14 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--kills", type=int, default=1_000_000)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="eventmill-soak-") as name, mill(Path(name)) as m:
+    directory = Path(tempfile.mkdtemp(prefix="eventmill-soak-"))
+    with mill(directory) as m:
         try:
             outcome = soak(m, options.seed, kills=options.kills, seconds=60 * options.minutes, talk=True)
         except AssertionError as e:
-            print(f"FAILED with seed {options.seed}: {e}")
+            print(f"FAILED with seed {options.seed} (all is left in {directory}): {e}")
             return 1
+    shutil.rmtree(directory)
     print(f"seed {options.seed}: " + ", ".join(f"{value} {name}" for name, value in outcome.items()))
     print("nothing lost, nothing doubled")
     return 0

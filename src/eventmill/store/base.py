@@ -5,6 +5,7 @@ Nothing else in the system commits. `Tx` is what a transaction's work may do; it
 
 from __future__ import annotations
 
+import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -28,8 +29,9 @@ class Tx:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self.activations = Activations(connection)
-        self.entities = Entities(connection)
+        self._driver: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
+        self.activations = Activations(connection, self._driver)
+        self.entities = Entities(connection, self._driver)
         self.dead_letters = DeadLetters(connection)
         self.keys = Keys(connection)
         self.emitted = 0
@@ -40,14 +42,12 @@ class Tx:
     def emit(self, values: Sequence[bytes], now_ms: int) -> None:
         """Append events (JSON) to the log, atomically with everything else in this transaction."""
         if values:
-            self._connection.exec_driver_sql(
-                "INSERT INTO log (time, value) VALUES (?, ?)", [(now_ms, v) for v in values]
-            )
+            self._driver.executemany("INSERT INTO log (time, value) VALUES (?, ?)", [(now_ms, v) for v in values])
             self.emitted += len(values)
 
     def records(self, after: int, limit: int) -> tuple[list[int], list[bytes]]:
         """Offsets and values of the records behind this offset."""
-        rows = self._connection.exec_driver_sql(
+        rows = self._driver.execute(
             'SELECT "offset", value FROM log WHERE "offset">? ORDER BY "offset" LIMIT ?', (after, limit)
         ).fetchall()
         return [r[0] for r in rows], [r[1] for r in rows]
@@ -55,25 +55,25 @@ class Tx:
     def forget_records(self, before_ms: int, bytes_max: int, position: int, limit: int) -> int:
         """Delete records that have been dealt with (offset <= `position`) and are too old, or the oldest ones while the
         log is larger than `bytes_max`; at most `limit`, and never the newest. Returns how many."""
-        low, high, size = self._connection.exec_driver_sql(
+        low, high, size = self._driver.execute(
             'SELECT min("offset"), max("offset"), sum(length(value)) FROM log'
-        ).one()
+        ).fetchone()
         if low is None:
             return 0
         end = min(position + 1, high, low + limit)
         if size > bytes_max:
             surplus = self._surplus(size - bytes_max, end)
-            aged = self._connection.exec_driver_sql(
+            aged = self._driver.execute(
                 'DELETE FROM log WHERE "offset"<? AND ("offset"<=? OR time<?)', (end, surplus, before_ms)
             )
         else:
-            aged = self._connection.exec_driver_sql('DELETE FROM log WHERE "offset"<? AND time<?', (end, before_ms))
+            aged = self._driver.execute('DELETE FROM log WHERE "offset"<? AND time<?', (end, before_ms))
         return aged.rowcount
 
     def _surplus(self, surplus_bytes: int, end: int) -> int:
         """The offset up to which records have to go to free this many bytes."""
         total, last = 0, -1
-        for offset, size in self._connection.exec_driver_sql(
+        for offset, size in self._driver.execute(
             'SELECT "offset", length(value) FROM log WHERE "offset"<? ORDER BY "offset"', (end,)
         ):
             if total >= surplus_bytes:
@@ -97,18 +97,18 @@ class Tx:
 
     def position(self, partition: Partition) -> int:
         """Up to which offset its records have been dealt with."""
-        row = self._connection.exec_driver_sql("SELECT position FROM partitions WHERE id=?", (partition.id,)).one()
+        row = self._driver.execute("SELECT position FROM partitions WHERE id=?", (partition.id,)).fetchone()
         return int(row[0])
 
     def hold(self, partition: Partition) -> None:
         """Raise LostPartition unless the partition is still in this owner's term: nothing is written then."""
-        row = self._connection.exec_driver_sql("SELECT epoch FROM partitions WHERE id=?", (partition.id,)).first()
+        row = self._driver.execute("SELECT epoch FROM partitions WHERE id=?", (partition.id,)).fetchone()
         if row is None or row[0] != partition.epoch:
             raise LostPartition(f"{partition.topic}/{partition.number} has another owner now")
 
     def advance(self, partition: Partition, position: int) -> None:
         """The log has been dealt with up to here. Raises LostPartition like `hold`."""
-        result = self._connection.exec_driver_sql(
+        result = self._driver.execute(
             "UPDATE partitions SET position=? WHERE id=? AND epoch=?", (position, partition.id, partition.epoch)
         )
         if result.rowcount != 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -45,8 +46,9 @@ class Change:
 class Entities:
     """Entities, in one transaction. All collections of a namespace share one name space, as OpenWhisk's do."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, driver: sqlite3.Connection) -> None:
         self._connection = connection
+        self._driver = driver
         self.changed = False
         """Whether this transaction has changed an entity."""
 
@@ -129,7 +131,7 @@ class Entities:
     # generation
 
     def generation(self) -> int:
-        return int(self._connection.exec_driver_sql("SELECT value FROM meta WHERE key='generation'").scalar_one())
+        return int(self._driver.execute("SELECT value FROM meta WHERE key='generation'").fetchone()[0])
 
     def changes(self, since: int) -> list[Change] | None:
         """What has changed after generation `since`; None if that is too long ago: read everything."""

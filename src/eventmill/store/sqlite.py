@@ -176,9 +176,10 @@ def _full_disk() -> Iterator[None]:
     """A full disk is a state that passes: the caller may try again."""
     try:
         yield
-    except OperationalError as e:
-        if getattr(e.orig, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
-            raise Unavailable(f"the store can't be written: {e.orig}") from e
+    except (OperationalError, sqlite3.OperationalError) as e:  # through SQLAlchemy, or from the driver
+        cause = e.orig if isinstance(e, OperationalError) else e
+        if getattr(cause, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+            raise Unavailable(f"the store can't be written: {cause}") from e
         raise
 
 
