@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from eventmill.rules.conditions import ABSENT, address, compile_tests
 from eventmill.rules.globs import Glob as ParsedGlob
-from eventmill.rules.globs import glob_test, parse_glob
+from eventmill.rules.globs import Level, glob_test, parse_glob
 from eventmill.rules.keys import Key, field_keys
 from eventmill.rules.matching import AlternativeMatcher
 from eventmill.rules.pattern import Alternative, Exact, Field, Glob, Prefix, Suffix
@@ -83,42 +83,42 @@ def _part(field: Field, known: frozenset[Key]) -> Part | None:
     if len(field.tests) > 1:
         return names, "test", (compile_tests(field.tests),)
     test = field.tests[0]
-    certain = [key.literal for key in field_keys(field, test) if key in known]
+    certain = [key for key in field_keys(field, test) if key in known]
     match test:
-        case Exact(str(text)) if certain == [text] and len(names) == 1:
+        case Exact(str()) if certain and len(names) == 1:
             return None
         case Exact(None):
             return names, "equal", (None,)
         case Exact(str(text)) if address(text) is None:
             return names, "equal", (text,)
         case Prefix(text, False):
-            begin = _known_beginning(text, certain)
+            begin = _known_beginning(certain)
             rest = sys.intern(text[begin:])
             return (names, "prefix", (rest, begin)) if rest or not begin or len(names) > 1 else None
         case Suffix(text, False):
             return names, "suffix", (sys.intern(text),)
         case Glob(text):
-            return names, *_glob_part(parse_glob(text), certain)
+            return names, *_glob_part(parse_glob(text), _known_beginning(certain))
     return names, "test", (compile_tests(field.tests),)
 
 
-def _known_beginning(text: str, certain: list[Any]) -> int:
-    """How much of a literal beginning is certain: the directory that was the key."""
-    return max((len(key) for key in certain if key[-1:] == "/" and text.startswith(key)), default=0)
+def _known_beginning(certain: list[Key]) -> int:
+    """How many characters of a literal beginning are certain: those of the directory that was the key."""
+    return max((len(key.literal) for key in certain if key.kind == "directory"), default=0)
 
 
-def _glob_part(glob: ParsedGlob, certain: list[Any]) -> tuple[Operator, tuple[Any, ...]]:
+def _glob_part(glob: ParsedGlob, known: int) -> tuple[Operator, tuple[Any, ...]]:
     """The check of a glob; those like `/a/b/run_*.h5` need not take the path apart.
 
     The end comes first: it decides most often. Ends are few, so that one string for all stays in the cache.
     """
     end, last = sys.intern(glob.tail), glob.last
-    in_directory = len(glob.runs) == 1 and glob.head.count("/") == len(glob.runs[0]) - 1
-    if not in_directory or last is None or len(last.segments) != 2 or any(s.shape for s in last.segments):
+    ends = last.literal_ends if isinstance(last, Level) and glob.in_one_directory else None
+    if ends is None:
         return "glob", (end, glob_test(glob))
-    begin = glob.head + last.segments[0].text
-    if _known_beginning(begin, certain) == len(begin):
-        return "in known directory", (end, len(begin))
+    begin = glob.head + ends[0]
+    if known == len(begin):
+        return "in known directory", (end, known)
     return "in directory", (end, begin, len(begin) + len(end), len(begin))
 
 

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import takewhile
 
 from eventmill.errors import InvalidPattern
 
@@ -24,7 +25,7 @@ LEVELS_MAX = 64
 LENGTH_MAX = 4096
 """Characters of a glob: what Linux allows for a path."""
 
-_SPECIAL = frozenset("*?[\\")
+_SPECIAL = re.compile(r"[*?\[\\]")
 
 StringTest = Callable[[str], bool]
 
@@ -104,11 +105,16 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One level of a path: segments with any characters between them. `literal`: the one name that matches, if there
-    is nothing special in it."""
+    """One level of a path with something special in it: segments with any characters between them."""
 
     segments: tuple[Segment, ...]
-    literal: str | None
+
+    @property
+    def literal_ends(self) -> tuple[str, str] | None:
+        """What stands before and after the star, if that is all: one star between literal characters."""
+        first, last = self.segments[0], self.segments[-1]
+        literal = len(self.segments) == 2 and first.shape is None and last.shape is None
+        return (first.text, last.text) if literal else None
 
     def matches(self, name: str) -> bool:
         first, last = self.segments[0], self.segments[-1]
@@ -125,36 +131,44 @@ class Level:
         return True
 
 
+Run = tuple[str | Level, ...]
+"""Levels that follow each other; a `str` is literal."""
+
+
 @dataclass(frozen=True, slots=True)
 class Glob:
     """A parsed glob: `runs` are the levels between the `**`s (one run: there is none)."""
 
-    runs: tuple[tuple[Level, ...], ...]
+    runs: tuple[Run, ...]
 
     @property
     def head(self) -> str:
         """The literal directory that every match lies in, with its slash; "" if there is none."""
-        names: list[str] = []
-        for level in self.runs[0] if len(self.runs) > 1 else self.runs[0][:-1]:
-            if level.literal is None:
-                break
-            names.append(level.literal + "/")
-        return "".join(names)
-
-    @property
-    def literal(self) -> str | None:
-        """The one string that matches, if there is nothing special in the glob."""
-        names = [level.literal for level in self.runs[0]]
-        return "/".join(n for n in names if n is not None) if len(self.runs) == 1 and None not in names else None
+        directories = self.runs[0] if len(self.runs) > 1 else self.runs[0][:-1]
+        literal = takewhile(lambda level: isinstance(level, str), directories)
+        return "".join(f"{level}/" for level in literal)
 
     @property
     def tail(self) -> str:
         """The literal end of every match; "" if there is none."""
-        final = self.last.segments[-1] if self.last else None
-        return final.text if final and final.shape is None else ""
+        if not isinstance(self.last, Level):
+            return self.last or ""
+        final = self.last.segments[-1]
+        return final.text if final.shape is None else ""
 
     @property
-    def last(self) -> Level | None:
+    def literal(self) -> str | None:
+        """The one string that matches, if there is nothing special in the glob."""
+        last = self.last
+        return self.head + last if isinstance(last, str) and self.in_one_directory else None
+
+    @property
+    def in_one_directory(self) -> bool:
+        """Whether only the last level is not literal."""
+        return len(self.runs) == 1 and self.head.count("/") == len(self.runs[0]) - 1
+
+    @property
+    def last(self) -> str | Level | None:
         """The level that a path's last name has to match; None when the glob ends in `**`."""
         return self.runs[-1][-1] if self.runs[-1] else None
 
@@ -164,7 +178,7 @@ def parse_glob(text: str) -> Glob:
     """Parse a glob. Raises ValueError."""
     if len(text) > LENGTH_MAX:
         raise _Wrong(f"longer than {LENGTH_MAX} characters")
-    runs: list[list[Level]] = [[]]
+    runs: list[list[str | Level]] = [[]]
     names = text.split("/")
     if len(names) > LEVELS_MAX:
         raise _Wrong(f"more than {LEVELS_MAX} levels")
@@ -178,9 +192,9 @@ def parse_glob(text: str) -> Glob:
     return Glob(tuple(map(tuple, runs)))
 
 
-def _level(name: str) -> Level:
-    if not _SPECIAL.intersection(name):
-        return Level((Segment(name, len(name)),), name)
+def _level(name: str) -> str | Level:
+    if not _SPECIAL.search(name):
+        return name
     segments: list[Segment] = []
     pieces: list[tuple[str, bool]] = []  # (text, is it a regular expression?)
     i = 0
@@ -205,8 +219,8 @@ def _level(name: str) -> Level:
             pieces.append((c, False))
         i += 1
     segments.append(_segment(pieces))
-    only = segments[0]
-    return Level(tuple(segments), only.text if len(segments) == 1 and only.shape is None else None)
+    only = segments[0]  # with nothing but escapes in it, a level is literal after all
+    return only.text if len(segments) == 1 and only.shape is None else Level(tuple(segments))
 
 
 def _segment(pieces: list[tuple[str, bool]]) -> Segment:
@@ -267,9 +281,10 @@ def glob_test(glob: Glob) -> StringTest:
     return test
 
 
-def _run_at(run: Sequence[Level], names: list[str], at: int) -> bool:
+def _run_at(run: Run, names: list[str], at: int) -> bool:
     for level in run:
-        if names[at] != level.literal and (level.literal is not None or not level.matches(names[at])):
+        name = names[at]
+        if name != level and (isinstance(level, str) or not level.matches(name)):
             return False
         at += 1
     return True

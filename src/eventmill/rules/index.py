@@ -40,7 +40,6 @@ class Index(Generic[K]):
     def __init__(self) -> None:
         self._filed: dict[K, tuple[_Entry, ...]] = {}
         self._unfiled: dict[K, tuple[_Entry, ...]] = {}
-        self._keyless: dict[K, None] = {}
         self._root = _Level(memo_max=MEMO_MAX)
         self._names = NamesInUse()
         self._added = 0
@@ -56,8 +55,6 @@ class Index(Generic[K]):
         rule = (self._added, key)
         # filed later, all together: which key is rare shows when all are there
         self._unfiled[key] = tuple(_Entry(rule, alternative) for alternative in pattern.alternatives)
-        if not all(map(choices, pattern.alternatives)):
-            self._keyless[key] = None
         for names in _nested_paths(pattern.alternatives):
             self._names.add(names)
 
@@ -70,13 +67,13 @@ class Index(Generic[K]):
                 raise NotFound(f"there is no pattern under {key!r}")
             for entry in entries:
                 self._root.remove(entry)
-        self._keyless.pop(key, None)
         for names in _nested_paths(entry.alternative for entry in entries):
             self._names.remove(names)
 
     def keyless(self) -> list[K]:
         """Keys of the patterns that have to be checked for every event, in the order in which they were added."""
-        return list(self._keyless)
+        self._file()
+        return [key for _, key in sorted(self._root.keyless())]
 
     def match(self, event: Mapping[str, Any]) -> list[K]:
         """Keys of the patterns that the event matches, each once, in the order in which they were added.
@@ -127,41 +124,41 @@ class _Bucket:
     `content` is what a look-up gives: the level, or the checks, compiled when they are first looked at.
     """
 
-    __slots__ = ("_entries", "_splits", "_used", "content")
+    __slots__ = ("_splits", "_used", "content", "entries")
 
     def __init__(self, used: frozenset[Key], *, splits: bool = True) -> None:
         self.content: Checks | _Level | None = None
-        self._entries: dict[_Entry, Check | None] = {}
+        self.entries: dict[_Entry, Check | None] = {}
         self._splits = splits
         self._used = used
 
     def __bool__(self) -> bool:
-        return bool(self.content if isinstance(self.content, _Level) else self._entries)
+        return bool(self.content if isinstance(self.content, _Level) else self.entries)
 
     def add(self, entry: _Entry) -> None:
         if isinstance(self.content, _Level):
             self.content.add([entry])
             return
-        self._entries[entry] = None
+        self.entries[entry] = None
         self.content = None
-        if self._splits and len(self._entries) > BUCKET_MAX:
+        if self._splits and len(self.entries) > BUCKET_MAX:
             self.content = _Level(self._used)
-            self.content.add(self._entries)
-            self._entries = {}
+            self.content.add(self.entries)
+            self.entries = {}
 
     def remove(self, entry: _Entry) -> None:
         if isinstance(self.content, _Level):
             self.content.remove(entry)
         else:
-            del self._entries[entry]
+            del self.entries[entry]
             self.content = None
 
     def compile(self) -> Checks | _Level:
         if self.content is None:
-            for entry, check in self._entries.items():
+            for entry, check in self.entries.items():
                 if check is None:
-                    self._entries[entry] = compile_alternative(entry.alternative, entry.rule, self._used)
-            self.content = tuple(check for check in self._entries.values() if check is not None)
+                    self.entries[entry] = compile_alternative(entry.alternative, entry.rule, self._used)
+            self.content = tuple(check for check in self.entries.values() if check is not None)
         return self.content
 
 
@@ -210,6 +207,9 @@ class _Level:
             self._counts[key] -= 1
             if not self._counts[key]:
                 del self._counts[key]
+
+    def keyless(self) -> set[_Rule]:
+        return set() if self._rest is None else {entry.rule for entry in self._rest.entries}
 
     def match(self, event: Mapping[str, Any], hits: list[_Rule]) -> None:
         """Append the rules of all entries that the event satisfies; one may come twice."""

@@ -95,15 +95,12 @@ def _glob(text: str) -> list[tuple[Kind, Any]]:
     if glob.literal is not None:
         return [("exact", glob.literal)]
     keys = _directory(glob.head)
-    levels = [level for run in glob.runs for level in run]
-    last = glob.last
-    if last is not None:
-        levels.pop()
-        final = last.segments[-1]
-        keys += [("name", last.literal)] if last.literal else []
-        keys += _tail(final.text) if final.shape is None else []
-    known = glob.head.count("/")
-    return keys + [("level", level.literal) for level in levels[known:] if level.literal]
+    if isinstance(glob.last, str):
+        keys += [("name", glob.last)] if glob.last else []
+    keys += _tail(glob.tail)
+    levels = [level for run in glob.runs for level in run][glob.head.count("/") :]
+    inner = levels[:-1] if glob.last is not None else levels
+    return keys + [("level", level) for level in inner if isinstance(level, str) and level]
 
 
 def directories_of(head: str) -> list[str]:
