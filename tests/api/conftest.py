@@ -22,6 +22,7 @@ from eventmill.backbone.embedded import EmbeddedBackbone
 from eventmill.config import Settings, load
 from eventmill.engine import Engine
 from eventmill.executors import Executor
+from eventmill.executors.pool import Pool
 from eventmill.sources import parse_schedule
 from eventmill.store import SqliteStore
 
@@ -167,6 +168,35 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A server without executors: what is called stays pending."""
     with running(tmp_path_factory.mktemp("api"), limits=OPENWHISK_LIMITS) as server:
         yield server
+
+
+def pool(settings: Settings, store: SqliteStore, directory: Path) -> Mapping[str, Executor]:
+    """The real pool of functions."""
+    limits = settings.limits
+    functions = Pool(
+        store.code,
+        state_dir=directory / "functions",
+        workers_max=4,
+        result_bytes_max=limits.payload_bytes,
+        archive_files_max=limits.archive_files,
+        archive_bytes_max=limits.archive_bytes,
+        isolation="none",
+    )
+    return {"functions": functions}
+
+
+@pytest.fixture(scope="session")
+def mill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server that runs functions."""
+    with running(tmp_path_factory.mktemp("mill"), pool, limits=OPENWHISK_LIMITS) as server:
+        yield server
+
+
+@pytest.fixture
+def user(mill: Running) -> Iterator[Caller]:
+    """A caller of the server that runs functions."""
+    with mill.caller() as caller:
+        yield caller
 
 
 @pytest.fixture

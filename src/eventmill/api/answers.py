@@ -148,7 +148,7 @@ def _activation_annotations(row: Activation, action: Action | None) -> list[Docu
     if action.category in (Category.SEQUENCE, Category.MAP):
         annotations["topmost"] = row.parent is None
     else:
-        annotations["timeout"] = bool(facts.get("timed_out"))
+        annotations["timeout"] = _timed_out(row)
     annotations["limits"] = {
         "timeout": action.limits.timeout_ms, "memory": action.limits.memory_mb, "logs": action.limits.logs_mb,
         "concurrency": 1,
@@ -161,14 +161,19 @@ def _activation_annotations(row: Activation, action: Action | None) -> list[Docu
 
 
 def response(row: Activation) -> Document:
-    """How it ended. `size` is that of the result as it is stored."""
+    """How it ended. `size` is that of the result as it is stored, where the action has made one."""
     status = _status(row)
     answer: Document = {"status": status.text, "success": status is Status.SUCCESS}
     if row.result is not None:
         answer["result"] = orjson.Fragment(row.result)
-        if row.category is not Category.TRIGGER:
+        if row.category is not Category.TRIGGER and not _timed_out(row):
             answer["size"] = len(row.result)
     return answer
+
+
+def _timed_out(row: Activation) -> bool:
+    """Whether its time limit ended it."""
+    return bool((row.usage or {}).get("timed_out"))
 
 
 def http_status(row: Activation) -> int:

@@ -6,6 +6,8 @@ It must never log a header, a query or a body.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -29,6 +31,8 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """What answers without a key."""
 
 _TRANSACTION_LENGTH_MAX = 128
+_LINGER_BYTES, _LINGER_S = 64 << 20, 5.0
+"""What is still taken in of a body that was refused for its size."""
 _METHODS = "GET, DELETE, POST, PUT, HEAD"
 _CORS = {
     "access-control-allow-origin": "*",
@@ -84,11 +88,12 @@ class Front:
             raise error
         document = {"error": INTERNAL if status == 500 else str(error), "code": answer.transaction}
         headers = dict(error.headers) if isinstance(error, Refusal) else {}
-        if status == 413:
-            headers["connection"] = "close"
         if status == 503:
             headers["retry-after"] = "1"
-        await Json(document, status, headers)(scope, receive, answer.send)
+        if status == 413:
+            await _answer_early(Json(document, status, {**headers, "connection": "close"}), scope, receive, answer.send)
+        else:
+            await Json(document, status, headers)(scope, receive, answer.send)
 
     def _note(self, scope: Scope, call: Call, status: int, took_s: float) -> None:
         route = getattr(scope.get("route"), "path", "")
@@ -101,6 +106,31 @@ class Front:
                 "duration_ms": round(took_s * 1000, 2),
             }  # fmt: skip
             _access.info("%(method)s %(path)r %(status)d %(duration_ms)s ms [%(transaction)s]", facts, extra=facts)
+
+
+async def _answer_early(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer while the body is still coming, and take in and forget some more of it: a caller whose connection were
+    cut while it sends would never read the answer."""
+
+    async def hold_open(message: Message) -> None:
+        await send({**message, "more_body": True} if message["type"] == "http.response.body" else message)
+
+    await response(scope, receive, hold_open)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_S):
+            await _discard(scope, receive)
+    await send({"type": "http.response.body"})
+
+
+async def _discard(scope: Scope, receive: Receive) -> None:
+    if any(name == b"expect" for name, _ in scope["headers"]):
+        return  # it waits to be told to send, and has been told not to
+    size = 0
+    while size < _LINGER_BYTES:
+        message = await receive()
+        size += len(message.get("body", b""))
+        if message["type"] != "http.request" or not message.get("more_body"):
+            return
 
 
 class _Answer:

@@ -21,6 +21,8 @@ from eventmill.errors import NotFound, Unavailable
 from eventmill.store import DeadLetter, Identity, Row, Tx
 
 WAIT_S_MAX = 60.0
+SEQ_MAX = 1 << 63
+"""No database counts further."""
 STEPS_MAX = 1000
 """Steps of a chain or elements of a map that one answer shows."""
 
@@ -146,13 +148,8 @@ class Own:
 
     async def lint(self, request: Request) -> Response:
         """What is suspicious about the caller's rules."""
-        identity = identity_of(request)
-        findings = [
-            {"severity": finding.severity, "rule": finding.rule, "message": finding.message}
-            for finding in self._engine.lint()
-            if is_root(identity) or finding.rule.startswith(identity.namespace + "/")
-        ]
-        return Json(findings)
+        findings = await self._engine.lint(identity_of(request).namespace)
+        return Json([finding.as_json() for finding in findings])
 
     async def explain(self, request: Request) -> Response:
         """Which of the caller's active rules an event (any JSON object) matches, and why not the others."""
@@ -189,7 +186,7 @@ def _row(tx: Tx, namespace: str, id: str) -> Row:
 
 
 def _letter(tx: Tx, identity: Identity, seq: int) -> DeadLetter:
-    letter = tx.dead_letters.get(seq)
+    letter = tx.dead_letters.get(seq) if seq < SEQ_MAX else None
     if letter is None or not (is_root(identity) or letter.namespace == identity.namespace):
         raise NotFound(f"there is no dead letter {seq}")
     return letter
