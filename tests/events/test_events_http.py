@@ -7,7 +7,7 @@ import contextlib
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
@@ -149,12 +149,14 @@ CONTENT_TYPES = st.sampled_from(
 BODIES = st.binary(max_size=60) | st.sampled_from([orjson.dumps(MINIMAL), orjson.dumps([MINIMAL]), b'{"id": {}}'])
 
 
+@settings(deadline=None)
 @given(st.dictionaries(HEADER_NAMES, CONTENT_TYPES | st.text(max_size=30)), st.booleans(), BODIES)
 def test_no_request_is_a_crash(headers: dict[str, str], complete: bool, body: bytes) -> None:
     with contextlib.suppress(InvalidEvent):
         from_http({**BINARY, **headers} if complete else headers, body, limits=LIMITS)
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20))
 def test_what_is_encoded_by_the_rules_is_decoded(subject: str) -> None:
     encoded = "".join(c if "!" <= c <= "~" and c not in '"%' else _percent(c) for c in subject)

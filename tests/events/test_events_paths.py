@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eventmill.config import PathMap
@@ -74,6 +74,7 @@ def test_ambiguous_rows_are_refused(rows: list[PathMap]) -> None:
         PathTable(rows)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["exfel", "exfel2", "scratch", "here", "raw", "1.h5"]), min_size=1, max_size=4))
 def test_the_sdk_maps_alike_and_back(parts: list[str]) -> None:
     subject = "/" + "/".join(parts)

@@ -6,7 +6,7 @@ import contextlib
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eventmill.errors import InvalidEvent
@@ -177,6 +177,7 @@ def test_the_message_points_at_the_character() -> None:
         validate({**MINIMAL, "source": "/lab device"})
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30))
 def test_a_source_is_never_a_crash(text: str) -> None:
     with contextlib.suppress(InvalidEvent):
@@ -190,6 +191,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from([*MINIMAL, "time", "data", "data_base64", "subject"]) | st.text(), JSON))
 def test_no_mapping_is_a_crash(fields: dict[str, Any]) -> None:
     with contextlib.suppress(InvalidEvent):

@@ -1,0 +1,361 @@
+"""Schedules: due times across changes of daylight saving, missed ticks, restarts, and changes while they run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eventmill.entities.ids import tick_event_id
+from eventmill.errors import InvalidInput
+from eventmill.sources import Schedule, ScheduleSource, parse_schedule
+from eventmill.sources.clock import Clock, WallClock
+
+from .source_harness import Sink, SqliteState
+
+BERLIN = ZoneInfo("Europe/Berlin")
+NOON = int(datetime(2024, 6, 1, 12, 0, 30, tzinfo=UTC).timestamp() * 1000)
+MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
+
+
+class SetClock:
+    """A clock that stands still until it is set."""
+
+    def __init__(self, now_ms: int) -> None:
+        self._now_ms = now_ms
+        self._set = asyncio.Event()
+        self.waits_until: int | None = None
+
+    def now_ms(self) -> int:
+        return self._now_ms
+
+    async def until(self, due_ms: int | None) -> None:
+        self.waits_until = due_ms
+        await self._set.wait()
+
+    async def set(self, now_ms: int) -> None:
+        """Returns when all who wait for the time have dealt with it."""
+        self._now_ms = now_ms
+        self._set.set()
+        self._set = asyncio.Event()
+        await settle()
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def ticking(state_file: Path, clock: Clock, *schedules: Schedule) -> AsyncIterator[tuple[ScheduleSource, Sink]]:
+    state, sink = SqliteState(state_file), Sink()
+    source = ScheduleSource(sink.emit, state, clock)
+    task = asyncio.create_task(source.run())
+    if schedules:
+        source.set(schedules)
+    await settle()
+    try:
+        yield source, sink
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        state.close()
+
+
+def cron(expression: str, timezone: str = "UTC") -> Schedule:
+    return parse_schedule("s", {"cron": expression, "timezone": timezone})
+
+
+def dues(schedule: Schedule, start: datetime, end: datetime) -> list[str]:
+    """Due times as UTC minutes of the day, found one by one."""
+    found, time_ms = [], int(start.timestamp() * 1000)
+    while (due := schedule.next_after(time_ms)) is not None and due <= end.timestamp() * 1000:
+        found.append(datetime.fromtimestamp(due / 1000, UTC).strftime("%d %H:%M"))
+        time_ms = due
+    return found
+
+
+def test_summer_time_begins() -> None:
+    """In Berlin, 31 March 2024 goes from 01:59 (00:59 UTC) to 03:00 (01:00 UTC)."""
+    start, end = datetime(2024, 3, 30, 12, tzinfo=UTC), datetime(2024, 4, 1, 12, tzinfo=UTC)
+    assert dues(cron("30 2 * * *", "Europe/Berlin"), start, end) == ["31 01:00", "01 00:30"]
+    assert dues(cron("0,30 2 * * *", "Europe/Berlin"), start, end) == ["31 01:00", "01 00:00", "01 00:30"]
+    night = (datetime(2024, 3, 31, 0, 15, tzinfo=UTC), datetime(2024, 3, 31, 2, 15, tzinfo=UTC))
+    assert dues(cron("*/30 * * * *", "Europe/Berlin"), *night) == ["31 00:30", "31 01:00", "31 01:30", "31 02:00"]
+
+
+def test_summer_time_ends() -> None:
+    """In Berlin, 27 October 2024 has the hour from 02:00 twice: from 00:00 and from 01:00 UTC."""
+    start, end = datetime(2024, 10, 26, 12, tzinfo=UTC), datetime(2024, 10, 28, 12, tzinfo=UTC)
+    assert dues(cron("30 2 * * *", "Europe/Berlin"), start, end) == ["27 00:30", "28 01:30"]
+    # from within the repeated hour, too
+    again = datetime(2024, 10, 27, 1, 10, tzinfo=UTC)
+    assert dues(cron("30 2 * * *", "Europe/Berlin"), again, end) == ["28 01:30"]
+    night = (datetime(2024, 10, 27, 0, 15, tzinfo=UTC), datetime(2024, 10, 27, 2, 15, tzinfo=UTC))
+    assert dues(cron("30 * * * *", "Europe/Berlin"), *night) == ["27 00:30", "27 01:30"]
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(["*/7 * * * *", "30 2 * * *", "0 0 * * 1", "15 3 1 * *", "0 */6 * * *"]),
+    st.datetimes(datetime(2024, 1, 1), datetime(2025, 1, 1)),
+    st.timedeltas(timedelta(0), timedelta(days=10)),
+)
+def test_due_in_agrees_with_going_through(expression: str, start: datetime, length: timedelta) -> None:
+    schedule = cron(expression, "Europe/Berlin")
+    after = int(start.replace(tzinfo=UTC).timestamp() * 1000)
+    until = after + int(length.total_seconds() * 1000)
+    found, time_ms = [], after
+    while (due := schedule.next_after(time_ms)) is not None and due <= until:
+        found.append(due)
+        time_ms = due
+    expected = (found[-1], min(len(found), 1001)) if found else None
+    assert schedule.due_in(after, until) == expected
+
+
+def test_many_due_times_are_counted_so_far() -> None:
+    latest, count = cron("* * * * *").due_in(NOON - 366 * DAY, NOON) or (0, 0)
+    assert latest == NOON - 30_000
+    assert count == 1001
+    assert cron("* * 1 1 *").due_in(NOON - 730 * DAY, NOON) == (
+        int(datetime(2024, 1, 1, 23, 59, tzinfo=UTC).timestamp() * 1000),
+        1001,
+    )
+
+
+@settings(deadline=None)
+@given(st.integers(1000, 10**9), st.integers(0, 2**42), st.integers(0, 2**36))
+def test_intervals_divide_the_time(every_ms: int, after: int, length: int) -> None:
+    schedule = parse_schedule("s", {"every_s": every_ms / 1000})
+    due = schedule.next_after(after)
+    assert due is not None
+    assert after < due <= after + every_ms
+    assert due % every_ms == 0
+    found = schedule.due_in(after, after + length)
+    assert (found is None) == (due > after + length)
+    if found is not None:
+        assert found[0] == due + (found[1] - 1) * every_ms <= after + length < found[0] + every_ms
+
+
+def test_ticks(tmp_path: Path) -> None:
+    async def main() -> None:
+        clock = SetClock(NOON)
+        minutely, hourly = parse_schedule("minute", {"cron": "* * * * *"}), parse_schedule("hour", {"every_s": 3600})
+        async with ticking(tmp_path / "state", clock, minutely, hourly) as (_, sink):
+            assert sink.events == [], "a new schedule has missed nothing"
+            assert clock.waits_until == NOON + 30_000
+            await clock.set(NOON + 30_000)
+            (tick,) = sink.events
+            assert tick == {
+                "specversion": "1.0",
+                "id": tick_event_id("minute", NOON + 30_000),
+                "source": "/eventmill/schedules",
+                "type": "org.eventmill.schedule.tick",
+                "subject": "minute",
+                "time": "2024-06-01T12:01:00Z",
+                "datacontenttype": "application/json",
+                "data": {"due": "2024-06-01T12:01:00Z", "missed": 0},
+            }
+            assert clock.waits_until == NOON + 90_000
+            await clock.set(NOON + 31_000)
+            assert len(sink.events) == 1, "nothing was due"
+            await clock.set(NOON + HOUR)
+            missed = [(e.subject, e.data) for e in sink.events[1:]]
+            assert missed == [
+                ("hour", {"due": "2024-06-01T13:00:00Z", "missed": 0}),
+                ("minute", {"due": "2024-06-01T13:00:00Z", "missed": 58}),
+            ]
+            assert sink.lists == 2
+
+    asyncio.run(main())
+
+
+def test_across_the_change_of_daylight_saving(tmp_path: Path) -> None:
+    async def main() -> None:
+        start = int(datetime(2024, 3, 31, 0, 0, tzinfo=BERLIN).timestamp() * 1000)
+        clock = SetClock(start)
+        async with ticking(tmp_path / "state", clock, cron("30 2 * * *", "Europe/Berlin")) as (_, sink):
+            for _ in range(3):
+                assert clock.waits_until is not None
+                await clock.set(clock.waits_until)
+        local = [datetime.fromisoformat(str(e.time)).astimezone(BERLIN).strftime("%d %H:%M") for e in sink.events]
+        assert local == ["31 03:00", "01 02:30", "02 02:30"]
+
+    asyncio.run(main())
+
+
+def test_missed_ticks_after_a_restart(tmp_path: Path) -> None:
+    async def main() -> None:
+        schedule = cron("0 * * * *")
+        async with ticking(tmp_path / "state", SetClock(NOON), schedule):
+            pass
+        async with ticking(tmp_path / "state", SetClock(NOON + 5 * HOUR), schedule) as (_, sink):
+            assert [e.data for e in sink.events] == [{"due": "2024-06-01T17:00:00Z", "missed": 4}]
+        async with ticking(tmp_path / "state", SetClock(NOON + 5 * HOUR), schedule) as (_, sink):
+            assert sink.events == []
+
+    asyncio.run(main())
+
+
+def test_killed_between_tick_and_note(tmp_path: Path) -> None:
+    """The same tick again, with the same id."""
+    state_file = tmp_path / "state"
+
+    class Killed(Exception):
+        pass
+
+    class Failing(SqliteState):
+        async def put(self, name: str, value: Any) -> None:
+            raise Killed
+
+    async def main() -> None:
+        async with ticking(state_file, SetClock(NOON), cron("0 * * * *")):
+            pass
+        sink, state = Sink(), Failing(state_file)
+        source = ScheduleSource(sink.emit, state, SetClock(NOON + HOUR))
+        source.set([cron("0 * * * *")])
+        with pytest.raises(Killed):
+            await source.run()
+        state.close()
+        async with ticking(state_file, SetClock(NOON + HOUR + MINUTE), cron("0 * * * *")) as (_, again):
+            assert [e.id for e in again.events] == [e.id for e in sink.events]
+
+    asyncio.run(main())
+
+
+def test_schedules_change_while_they_run(tmp_path: Path) -> None:
+    async def main() -> None:
+        clock = SetClock(NOON)
+        hourly, changed = parse_schedule("s", {"cron": "0 * * * *"}), parse_schedule("s", {"cron": "30 * * * *"})
+        other = parse_schedule("other", {"every_s": 60})
+        async with ticking(tmp_path / "state", clock, hourly) as (source, sink):
+            source.set([changed, other])
+            await settle()
+            assert clock.waits_until == NOON + 30_000
+            await clock.set(NOON + HOUR)
+            assert {(e.subject, e.data["missed"]) for e in sink.events} == {("other", 59), ("s", 0)}
+            source.set([other])
+            await clock.set(NOON + 2 * HOUR)
+            assert [e.subject for e in sink.events].count("s") == 1
+            source.set([other, changed])
+            await settle()
+            assert [e.subject for e in sink.events].count("s") == 1, "one that comes back has missed nothing"
+            source.set([])
+            await settle()
+            assert clock.waits_until is None
+
+    asyncio.run(main())
+
+
+def test_nothing_is_forgotten_before_the_first_set(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with ticking(tmp_path / "state", SetClock(NOON), cron("0 * * * *")):
+            pass
+        async with ticking(tmp_path / "state", SetClock(NOON + HOUR)) as (source, sink):
+            assert sink.events == []
+            source.set([cron("0 * * * *")])
+            await settle()
+            assert len(sink.events) == 1
+
+    asyncio.run(main())
+
+
+def test_the_clock_is_set_back(tmp_path: Path) -> None:
+    async def main() -> None:
+        clock = SetClock(NOON)
+        async with ticking(tmp_path / "state", clock, cron("* * * * *")) as (_, sink):
+            await clock.set(NOON + MINUTE)
+            await clock.set(NOON)
+            assert len(sink.events) == 1
+            await clock.set(NOON + MINUTE)
+            assert len({e.id for e in sink.events}) == 1, "the same due time is the same tick"
+            await clock.set(NOON - DAY)
+            assert clock.waits_until == NOON - DAY + 30_000
+
+    asyncio.run(main())
+
+
+def test_real_time(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with ticking(tmp_path / "state", WallClock(), parse_schedule("s", {"every_s": 1})) as (_, sink):
+            await sink.until(lambda: len(sink.events) >= 1)
+            late_s = time.time() - datetime.fromisoformat(str(sink.events[0].time)).timestamp()
+            assert 0 <= late_s < 5
+
+    asyncio.run(main())
+
+
+def test_waiting_for_the_wall_clock() -> None:
+    async def main() -> None:
+        clock = WallClock()
+        await clock.until(clock.now_ms() - 1000)
+        due = clock.now_ms() + 30
+        await clock.until(due)
+        assert clock.now_ms() >= due
+        for never in (None, clock.now_ms() + 1000 * DAY):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(clock.until(never), 0.02)
+
+    asyncio.run(main())
+
+
+def test_a_failing_clock_is_not_swallowed(tmp_path: Path) -> None:
+    class Broken(SetClock):
+        async def until(self, due_ms: int | None) -> None:
+            raise OSError("no more descriptors")
+
+    async def main() -> None:
+        source = ScheduleSource(Sink().emit, SqliteState(tmp_path / "state"), Broken(NOON))
+        source.set([])
+        with pytest.raises(OSError, match="descriptors"):
+            await source.run()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({}, "either cron or every_s"),
+        ({"cron": "* * * * *", "every_s": 5}, "not both"),
+        ({"cron": "* * * *"}, "five fields"),
+        ({"cron": "0 * * * * *"}, "five fields"),
+        ({"cron": "@daily"}, "five fields"),
+        ({"cron": 5}, "five fields"),
+        ({"cron": "61 * * * *"}, "minute"),
+        ({"cron": "* * * * FOO"}, "day-of-week"),
+        ({"cron": "0 0 30 2 *"}, "day-of-month"),
+        ({"cron": "* * * * *", "timezone": "Europe/Berlim"}, "no time zone 'Europe/Berlim'"),
+        ({"cron": "* * * * *", "timezone": "../../etc/passwd"}, "no time zone"),
+        ({"cron": "* * * * *", "timezone": "Europe"}, "no time zone"),
+        ({"cron": "* * * * *", "timezone": ""}, "no time zone"),
+        ({"cron": "* * * * *", "timezone": 1}, "no time zone"),
+        ({"every_s": 0}, "from 1"),
+        ({"every_s": "10m"}, "number of seconds"),
+        ({"every_s": True}, "number of seconds"),
+        ({"every_s": float("nan")}, "number of seconds"),
+        ({"every_s": 10**9}, "from 1 to 31622400"),
+        ({"every_s": 60, "timezone": "UTC"}, "no timezone"),
+        ({"every": 60}, "unknown key 'every'"),
+    ],
+)
+def test_wrong_schedules_are_explained(document: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInput, match=message) as caught:
+        parse_schedule("night", document)
+    assert "'night'" in str(caught.value)
+
+
+def test_names_of_schedules() -> None:
+    for name in ("", "a\nb"):
+        with pytest.raises(InvalidInput, match="name"):
+            parse_schedule(name, {"every_s": 5})
