@@ -140,19 +140,27 @@ def parse(
 
 def _document(pattern: Mapping[str, Any] | bytes | str, pattern_bytes: int) -> Mapping[str, Any]:
     """The decoded pattern. What comes decoded is encoded all the same: that bounds its size and finds foreign types."""
+    document: Any = pattern
     try:
-        if isinstance(pattern, Mapping):
-            raw = orjson.dumps(pattern if isinstance(pattern, dict) else dict(pattern))
-        else:
+        if isinstance(pattern, (bytes, str)):
             raw = pattern.encode() if isinstance(pattern, str) else pattern
+        else:
+            raw = orjson.dumps(pattern, default=_plain)
         if len(raw) > pattern_bytes:
             raise InvalidPattern(f"{len(raw)} bytes, more than the limit of {pattern_bytes}")
-        document = pattern if isinstance(pattern, Mapping) else orjson.loads(raw)
+        if isinstance(pattern, (bytes, str)):
+            document = orjson.loads(raw)
     except (UnicodeEncodeError, orjson.JSONDecodeError, orjson.JSONEncodeError) as e:
         raise InvalidPattern(f"not JSON: {e}") from None
     if not isinstance(document, Mapping):
         raise InvalidPattern("a pattern is a JSON object")
     return document
+
+
+def _plain(value: object) -> dict[Any, Any]:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"a {type(value).__name__} is no JSON value")
 
 
 _RESERVED_IN_OR = frozenset(
