@@ -67,7 +67,7 @@ CODES: dict[str, bytes] = {
         },
     ),
 }  # fmt: skip
-"""By name: `witness` signs and ends; `gate` signs and waits until somebody opens a FIFO."""
+"""By name: `witness` signs and ends; `gate` signs and waits until somebody opens its FIFO."""
 
 
 def attempt(

@@ -53,6 +53,8 @@ def load(name: str, source: bytes, directory: str | None, main: str) -> Function
             _activate(directory)
         exec(code, module.__dict__)
         function = getattr(module, main)
+    except LoadError:
+        raise
     except MemoryError as e:
         raise LoadError(NO_MEMORY, final=False) from e
     except BaseException as e:  # SystemExit too: code that ends the process can't be started

@@ -41,6 +41,8 @@ TURN_S = 0.2
 """A worker serves its action at least this long before it makes room for another; a start takes some 5 ms."""
 KILL_GRACE_S = 5.0
 """A killed process that hangs in the kernel (a dead file system) keeps its place, but its attempt ends after this."""
+HANGUP_GRACE_S = 1.0
+"""For a worker that has closed its connection to end by itself, before it is killed."""
 RELAUNCH_PAUSE_S = 1.0
 """Before a zygote that died young, or could not be started, is tried again."""
 FRAME_SLACK_BYTES = 64 << 10
@@ -84,6 +86,7 @@ class Pool(Executor):
         )
         self._rooms = Rooms(self._state_dir / "work")
         self._roster = Roster(workers_max)
+        self._slots = Slots(self._state_dir / "slots", workers_max)
         self._free_slots = list(range(workers_max))
         self._numbers = itertools.count(1)
         self._workers: dict[int, Worker] = {}
@@ -111,7 +114,7 @@ class Pool(Executor):
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         await asyncio.to_thread(self._prepare_directories)
-        self._slots = Slots(self._state_dir / "slots", self._roster.workers_max)
+        self._slots.open()
         await self._launch()
         if self.isolation_reason:
             log.warning("functions are not isolated from each other: %s", self.isolation_reason)
@@ -131,6 +134,8 @@ class Pool(Executor):
         self._launched = self._loop.time()
 
     async def stop(self) -> None:
+        if self._stopped:
+            return
         self._stopped = True
         self._wake.set()
         for task in self._tasks:
@@ -247,9 +252,9 @@ class Pool(Executor):
     def _hear(self, worker: Worker) -> None:
         try:
             frames = worker.link.receive()
-            if frames is None:  # it ends, or the function has closed the connection
+            if frames is None:
                 worker.link.deafen()
-                self._kill(worker, None)
+                self._hung_up(worker)
                 return
             for kind, payload in frames:
                 self._heard(worker, kind, payload)
@@ -345,7 +350,7 @@ class Pool(Executor):
             lane.code = await self._codes.get(lane.action)
         except InvalidArchive as e:
             ending = outcomes.developer_error(f"The action failed during initialization: {e}", final=True)
-        except (EventmillError, OSError) as e:
+        except Exception as e:  # whatever the code source raises: an attempt must end
             log.exception("the code of %s can't be read", lane.action.qualified)
             ending = outcomes.internal_error(f"the action's code can't be read: {e}")
         finally:
@@ -413,24 +418,36 @@ class Pool(Executor):
             return
         if self._loop.time() < worker.deadline:
             self._arm(worker)
+        elif worker.verdict is Verdict.HUNG_UP:
+            worker.verdict, worker.deadline = Verdict.BROKEN, self._loop.time() + KILL_GRACE_S
+            worker.link.kill()
+            self._arm(worker)
         elif worker.stage is Stage.LEAVING:
             log.error("a worker of %s has been killed but does not end", worker.lane.action.qualified)
             self._bury(worker, None)
         else:
             self._kill(worker, Verdict.TIMED_OUT)
 
-    def _kill(self, worker: Worker, verdict: Verdict | None) -> None:
-        """End the worker; its attempt, if any, is reported when it is gone. None: it seems to be ending by itself."""
+    def _kill(self, worker: Worker, verdict: Verdict) -> None:
+        """End the worker; its attempt, if any, is reported when it is gone."""
+        if self._condemn(worker, verdict, KILL_GRACE_S):
+            worker.link.kill()
+
+    def _hung_up(self, worker: Worker) -> None:
+        """Its connection is closed: its process is ending (how, we will hear), or the function has closed it."""
+        self._condemn(worker, Verdict.HUNG_UP, HANGUP_GRACE_S)
+
+    def _condemn(self, worker: Worker, verdict: Verdict, grace_s: float) -> bool:
         if worker.stage is Stage.LEAVING:
-            return
+            return False
         worker.verdict = verdict
         worker.loading = worker.stage is Stage.STARTING and verdict is not Verdict.RETIRED
         self._roster.leaves(worker)
-        worker.link.kill()
-        worker.deadline = self._loop.time() + KILL_GRACE_S
+        worker.deadline = self._loop.time() + grace_s
         if worker.timer is not None:
             worker.timer.cancel()
         self._arm(worker)
+        return True
 
     def worker_born(self, number: int, pidfd: int) -> None:
         worker = self._workers.get(number)
@@ -444,8 +461,7 @@ class Pool(Executor):
         worker = self._workers.get(number)
         if worker is None or self._stopped:
             return
-        if worker.stage is not Stage.LEAVING:
-            self._kill(worker, None)
+        self._hung_up(worker)
         if why:
             worker.link.log.note(why)
         self._bury(worker, status)
@@ -459,7 +475,7 @@ class Pool(Executor):
         if worker.attempt is None and not worker.loading:
             return
         ending = self._ending(worker, status)
-        if worker.verdict in (None, Verdict.BROKEN):
+        if worker.verdict in (Verdict.HUNG_UP, Verdict.BROKEN):
             worker.link.log.note(outcomes.describe(status))
         logs = worker.link.log.take()
         if worker.attempt is None:

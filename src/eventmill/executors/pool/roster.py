@@ -38,8 +38,10 @@ class Stage(Enum):
 
 
 class Verdict(Enum):
-    """Why the pool kills a worker."""
+    """Why a worker has to go."""
 
+    HUNG_UP = "hung up"
+    """It is ending by itself, or seems to be."""
     RETIRED = "retired"
     TIMED_OUT = "timed out"
     CANCELLED = "cancelled"

@@ -14,13 +14,18 @@ SLOT_BYTES = 64
 
 
 class Slots:
-    """Opens `path`, made new with `count` empty slots; `interrupted` is what ran when the last server died."""
+    """`interrupted`, once it is open: what ran when the last server died."""
 
     def __init__(self, path: Path, count: int) -> None:
-        self.interrupted = _read(path)
-        path.write_bytes(bytes(SLOT_BYTES * count))
-        with path.open("r+b") as file:
-            self._map = mmap.mmap(file.fileno(), SLOT_BYTES * count)
+        self._path = path
+        self._map: mmap.mmap | bytearray = bytearray(SLOT_BYTES * count)
+        self.interrupted: frozenset[str] = frozenset()
+
+    def open(self) -> None:
+        self.interrupted = _read(self._path)
+        self._path.write_bytes(self._map)
+        with self._path.open("r+b") as file:
+            self._map = mmap.mmap(file.fileno(), len(self._map))
 
     def set(self, slot: int, activation: str) -> None:
         text = activation.encode()[: SLOT_BYTES - 1]
@@ -32,8 +37,9 @@ class Slots:
 
     def close(self) -> None:
         """After an orderly stop nothing counts as interrupted."""
-        self._map[:] = bytes(len(self._map))
-        self._map.close()
+        if isinstance(self._map, mmap.mmap):
+            self._map[:] = bytes(len(self._map))
+            self._map.close()
 
 
 def _read(path: Path) -> frozenset[str]:

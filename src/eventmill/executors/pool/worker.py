@@ -44,6 +44,8 @@ Outcome = tuple[int, float, str]
 
 def run(connection: socket.socket, output: int, errors: int) -> NoReturn:
     """Be a worker on `connection`; `output` and `errors` are the pipes for what the function prints."""
+    if "numpy.random" in sys.modules:  # else all workers draw the zygote's numbers; `random` sees to that itself
+        sys.modules["numpy.random"].seed()
     worker = _Worker(connection, output, errors)
     worker.initialise()
     while True:
@@ -163,7 +165,8 @@ def _raised(error: BaseException) -> Outcome:
         return protocol.FATAL, UNSAID, _error(text)
     if hasattr(error, "eventmill_retry_after"):
         after_s = error.eventmill_retry_after
-        return protocol.RETRY, UNSAID if after_s is None else max(0.0, float(after_s)), _error(text)
+        said = isinstance(after_s, int | float) and after_s >= 0
+        return protocol.RETRY, float(after_s) if said else UNSAID, _error(text)
     return protocol.RAISED, UNSAID, _error(text)
 
 

@@ -20,20 +20,21 @@ import socket
 import sys
 from typing import Any, NoReturn
 
+import eventmill
 from eventmill.executors.pool import isolate, protocol, worker
 
 
 def main(control: int, server: int) -> None:
     """`control`: descriptor of the control connection; `server`: pidfd of the server."""
-    isolate.die_with(server)
-    os.close(server)
     connection = socket.socket(fileno=control)
     received = protocol.receive_message(connection)
     if received is None:
         return
     config, _ = received
+    if config["mode"] != isolate.NONE:  # else it has to end its workers before itself, see `_end`
+        isolate.die_with(server)
     try:
-        zygote = Zygote(connection, config)
+        zygote = Zygote(connection, server, config)
     except (OSError, ImportError) as e:
         protocol.send_message(connection, {"unusable": f"{e}", "preload": isinstance(e, ImportError)})
         return
@@ -44,12 +45,15 @@ def main(control: int, server: int) -> None:
 class Zygote:
     """Raises OSError if workers can't be isolated as `config["mode"]` says, ImportError from `config["preload"]`."""
 
-    def __init__(self, control: socket.socket, config: dict[str, Any]) -> None:
+    def __init__(self, control: socket.socket, server: int, config: dict[str, Any]) -> None:
         self._control = control
+        self._server = server
         self._hidden = config["hidden"]
         self._isolation = isolate.enter(config["mode"], config["read_only"])
         os.chdir("/")
-        for module in ("json", "traceback", "eventmill.sdk", *config["preload"]):
+        for name in eventmill.__all__:
+            getattr(eventmill, name)  # loads its module
+        for module in config["preload"]:
             importlib.import_module(module)
         self._pidfd = os.pidfd_open(os.getpid())
         self._data_bytes = isolate.data_bytes()
@@ -65,12 +69,14 @@ class Zygote:
         gc.freeze()  # what exists now is not looked at, and so not copied, in the workers
 
     def serve(self) -> None:
-        """Until the server hangs up."""
+        """Until the server hangs up, or ends."""
         poll = select.poll()
-        for source in (self._control, self._wakeup):
+        for source in (self._control.fileno(), self._wakeup.fileno(), self._server):
             poll.register(source, select.POLLIN)
         while True:
             ready = {descriptor for descriptor, _ in poll.poll()}
+            if self._server in ready:
+                return self._end()
             if self._wakeup.fileno() in ready:
                 self._reap()
             if self._control.fileno() in ready:

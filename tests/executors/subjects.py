@@ -1,0 +1,72 @@
+"""The executors that the contract's tests are run against, each with actions that do the same thing in its way.
+
+Another executor joins by another subject in `SUBJECTS`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from eventmill.entities import Action, Limits
+from eventmill.executors import Executor
+from eventmill.executors.pool import Pool
+
+
+class Subject(ABC):
+    """`make` gives an executor over `state_dir`, which runs `width` attempts at once; the actions are for it."""
+
+    survives: bool
+    """Whether what runs goes on when the executor is stopped, or its server dies."""
+
+    @abstractmethod
+    def make(self, state_dir: Path, *, width: int = 2) -> Executor: ...
+
+    @abstractmethod
+    def quick(self) -> Action:
+        """Appends a line, the parameter `word`, to the file in parameter `witness`; ends at once with success."""
+
+    @abstractmethod
+    def slow(self) -> Action:
+        """The same, but then goes on for minutes."""
+
+    @abstractmethod
+    def failing(self) -> Action:
+        """Ends at once without success, leaving a reason in `error`."""
+
+
+_FUNCTIONS = {
+    "quick": "def main(args):\n    print(args['word'], file=open(args['witness'], 'a'))\n    return {}",
+    "slow": (
+        "import time\n"
+        "def main(args):\n"
+        "    print(args['word'], file=open(args['witness'], 'a'), flush=True)\n"
+        "    time.sleep(600)"
+    ),
+    "failing": "def main(args):\n    raise ValueError('it fails')",
+}
+
+
+class PoolSubject(Subject):
+    survives = False
+
+    def make(self, state_dir: Path, *, width: int = 2) -> Executor:
+        return Pool(lambda digest: _FUNCTIONS[digest].encode(), state_dir=state_dir / "pool", workers_max=width)
+
+    def _action(self, name: str) -> Action:
+        limits = Limits(timeout_ms=300_000)
+        return Action(
+            namespace="guest", name=name, version="0.0.1", revision=1, kind="python:3.11", code=name, limits=limits
+        )
+
+    def quick(self) -> Action:
+        return self._action("quick")
+
+    def slow(self) -> Action:
+        return self._action("slow")
+
+    def failing(self) -> Action:
+        return self._action("failing")
+
+
+SUBJECTS: dict[str, Subject] = {"pool": PoolSubject()}
