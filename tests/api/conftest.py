@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -138,7 +139,7 @@ async def _server(directory: Path, executors: Executors | None, overrides: Any) 
         engine = Engine(store, backbone, started, settings)
         await engine.start()
         stack.push_async_callback(engine.stop)
-        services = Services(store, engine, backbone, settings, check_schedule=parse_schedule)
+        services = Services(store, engine, backbone, settings, check_schedule=partial(parse_schedule, "schedule"))
         app = create_app(services)
         url = await stack.enter_async_context(_http(app))
         yield Running(url, asyncio.get_running_loop(), services, app.state.authenticator)
@@ -154,7 +155,9 @@ class _Uvicorn(uvicorn.Server):
 
 @asynccontextmanager
 async def _http(app: Starlette) -> AsyncIterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
         config = uvicorn.Config(app, log_config=None, lifespan="off", ws="none", access_log=False)
         server = _Uvicorn(config)
         serving = asyncio.create_task(server.serve([sock]))

@@ -34,9 +34,7 @@ def routes(services: Services) -> list[BaseRoute]:
 
 def _check_sources(events: list[Event], identity: Identity) -> None:
     """A key posts events in the name of its own sources only. Raises Refusal (403)."""
-    for event in events:
-        if not identity.may_post(event["source"]):
+    for source in {event["source"] for event in events}:
+        if not identity.may_post(source):
             own = ", ".join(identity.sources) or "none"
-            raise Refusal(
-                f"attribute 'source': this key may not post events of '{event['source'][:200]}' (it may: {own})", 403
-            )
+            raise Refusal(f"attribute 'source': this key may not post events of '{source[:200]}' (it may: {own})", 403)

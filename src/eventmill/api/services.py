@@ -19,8 +19,8 @@ class Services:
     """The rooms below, started by the server and stopped after the HTTP face has.
 
     `metrics`: where counters are registered, and what /metrics shows.
-    `check_schedule(name, document)`: raises InvalidInput for an annotation `schedule` of a trigger (qualified name)
-    that can't be used. It comes from the sources, which this room may not know.
+    `check_schedule`: raises InvalidInput for an annotation `schedule` that can't be used. It comes from the sources,
+    which this room may not know.
     """
 
     store: Store
@@ -28,4 +28,4 @@ class Services:
     backbone: Backbone
     settings: Settings
     metrics: CollectorRegistry = field(default_factory=CollectorRegistry)
-    check_schedule: Callable[[str, Mapping[str, Any]], object] = field(kw_only=True)
+    check_schedule: Callable[[Mapping[str, Any]], object] = field(kw_only=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
@@ -50,8 +48,7 @@ class Triggers:
         namespace, name = own_entity(request)
         overwrite = flag(request, "overwrite")
         body = await json_object(request, 4 * self._limits.payload_bytes)
-        check_schedule = partial(self._services.check_schedule, f"{namespace}/{name}")
-        change = documents.trigger_change(body, self._limits, check_schedule)
+        change = documents.trigger_change(body, self._limits, self._services.check_schedule)
 
         def work(tx: Tx) -> Document:
             old = replaced(tx, "triggers", namespace, name, overwrite)
