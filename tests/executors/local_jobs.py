@@ -62,12 +62,12 @@ CODES: dict[str, bytes] = {
         "executable = run.py\nqueue\n",
         {
             "run.py": "#!/usr/bin/env python3\n" + WITNESS
-            + "open(json.load(open('params.json'))['gate']).read()\n"
+            + "open(json.load(open('params.json'))['gate'], 'rb', 0).read(1)\n"
             + "open('result.json', 'w').write('{\"opened\": true}')\n"
         },
     ),
 }  # fmt: skip
-"""By name: `witness` signs and ends; `gate` signs and waits until somebody opens its FIFO."""
+"""By name: `witness` signs and ends; `gate` signs and waits until there is a byte in its FIFO."""
 
 
 def attempt(

@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -283,9 +284,8 @@ def _gate(tmp_path: Path, number: int = 1) -> dict[str, str]:
 
 
 def _open(tmp_path: Path, number: int = 1) -> None:
-    """Let the job through its gate, as soon as it comes to it."""
-    with (tmp_path / f"gate{number}").open("w"):
-        pass
+    """Let the job through its gate, when it comes to it."""
+    os.write(os.open(tmp_path / f"gate{number}", os.O_RDWR), b"!")  # left open, or the byte would be gone
 
 
 def _witnessed(tmp_path: Path) -> dict[str, int]:
@@ -326,17 +326,14 @@ def test_jobs_share_the_machine(tmp_path: Path) -> None:
             reader.queue.submit([attempt(n, "gate", _gate(tmp_path, n)) for n in (1, 2, 3)])
             await reader.until(lambda: len(reader.of(Started)) == 2)
             for number in (2, 1, 3):
-                await asyncio.to_thread(_open, tmp_path, number)
+                _open(tmp_path, number)
             await reader.finished(3)
             return reader
 
     reader = asyncio.run(main())
     assert all(end.status is Status.SUCCESS for end in reader.of(Finished))
-    order = [(type(report), int(report.activation, 16)) for report in reader.seen if not isinstance(report, Accepted)]
-    assert {activation for _, activation in order[:2]} == {1, 2}
-    assert order.index((Finished, 2)) < order.index((Finished, 1))
-    ended_before = [kind for kind, _ in order[: order.index((Started, 3))]]
-    assert Finished in ended_before or reader.of(Started)[2].time_ms >= reader.of(Finished)[0].ended_ms
+    assert {int(start.activation, 16) for start in reader.of(Started)[:2]} == {1, 2}
+    assert reader.of(Started)[2].time_ms >= min(end.ended_ms for end in reader.of(Finished))
 
 
 def test_slots_first_come_first_served() -> None:
@@ -427,7 +424,7 @@ def test_a_restart_finds_held_waiting_running_and_ended(tmp_path: Path) -> None:
             assert [start.activation for start in reader.of(Started)] == [ids["running"]]
             reader.queue.cancel({ids["held"]: handles["held"]})
             assert await reader.queue.held() == {}
-            await asyncio.to_thread(_open, tmp_path)
+            _open(tmp_path)
             return await reader.finished(3)
 
     handles = asyncio.run(first())
@@ -461,6 +458,13 @@ def _claim(state: Path, cluster: int) -> Claim:
     return Claim.from_json((state / "events" / f"{cluster}.claim").read_bytes())
 
 
+async def _signed(tmp_path: Path) -> None:
+    """Wait until a job has signed: another process's doing, which nobody tells us of."""
+    async with asyncio.timeout(30):
+        while not _witnessed(tmp_path):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 def _run_gate_and(tmp_path: Path, harm: Callable[[Claim], None], *, restarted: bool) -> Finished:
     """Start a job that waits, do something to it (with the server alive, or between two servers), and see its end."""
     state = tmp_path / "state"
@@ -470,7 +474,7 @@ def _run_gate_and(tmp_path: Path, harm: Callable[[Claim], None], *, restarted: b
         async with serving(state, code) as reader:
             reader.queue.submit([attempt(1, "job", _gate(tmp_path))])
             await reader.until(lambda: bool(reader.of(Started)))
-            await asyncio.to_thread(_open, tmp_path)
+            await _signed(tmp_path)
             if restarted:
                 return None
             harm(_claim(state, 1))
@@ -491,7 +495,6 @@ _ORPHANING = """#!/usr/bin/env python3
 import json, os, subprocess, time
 subprocess.Popen(["sleep", "1000"])
 open(json.load(open("params.json"))["witness"], "a").write(os.environ["EVENTMILL_ACTIVATION"] + "\\n")
-open(json.load(open("params.json"))["gate"])
 time.sleep(1000)
 """
 
@@ -502,8 +505,11 @@ def test_a_killed_shim_means_an_unknown_outcome(tmp_path: Path, restarted: bool)
     assert (finished.status, finished.final) == (Status.INTERNAL_ERROR, True)
     assert "outcome unknown" in result(finished)["error"]
     assert _witnessed(tmp_path) == {f"{1:032x}": 1}
-    assert not _processes(f"EVENTMILL_ACTIVATION={1:032x}\0EVENTMILL_ATTEMPT=1\0TMPDIR={tmp_path}")
-    assert not [pid for pid in _processes(f"TMPDIR={tmp_path}") if shim.start_time(pid)]
+    for _ in range(1000):  # what was sent SIGKILL may take a moment to go
+        if not _processes(f"TMPDIR={tmp_path}"):
+            return
+        time.sleep(0.01)
+    pytest.fail("what the job has left behind still runs")
 
 
 def test_a_reboot_means_an_unknown_outcome(tmp_path: Path) -> None:
