@@ -62,7 +62,7 @@ def server(data_dir: Path, *, limits: str = "") -> Iterator[tuple[str, str, int]
     config = data_dir / "eventmill.toml"
     config.write_text(f"[server]\nport = 0\n[limits]\n{limits}\n")
     command = [
-        Path(sys.executable).with_name("eventmill"),
+        str(Path(sys.executable).with_name("eventmill")),
         "serve",
         "--config",
         str(config),

@@ -258,10 +258,14 @@ def _http_config(services: Services) -> uvicorn.Config:
 def _listen(settings: Settings) -> Iterator[socket.socket]:
     """A listening socket; raises InvalidConfig if the address can't be had."""
     host, port = settings.server.host, settings.server.port
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # by its protocol's name: asyncio switches Nagle's delay off only for sockets that say they are TCP
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        sock = socket.create_server((host, port), family=family, backlog=1024)
+        sock.bind((host, port))
+        sock.listen(1024)
     except OSError as e:
+        sock.close()
         raise InvalidConfig(
             f"can't listen on {host}:{port}: {e.strerror}; choose another with --port (0: any free one)"
         ) from e

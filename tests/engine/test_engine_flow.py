@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from tests.engine.world import event, settings, stopped, world
 PATTERN = {"type": ["test"]}
 
 
-def run(body: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(body(), 30))  # type: ignore[arg-type]
+def run(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(body(), 30))
 
 
 class Retry(Exception):
@@ -32,8 +32,12 @@ class Fatal(Exception):
 def test_an_event_becomes_an_activation_and_a_completion_event(tmp_path: Path) -> None:
     seen: list[dict[str, Any]] = []
 
+    def look(event: dict[str, Any]) -> dict[str, Any]:
+        seen.append(event)
+        return {"frames": 3}
+
     async def body() -> None:
-        async with world(tmp_path, {"look": lambda e: seen.append(e) or {"frames": 3}, "after": lambda e: {}}) as w:
+        async with world(tmp_path, {"look": look, "after": lambda e: {}}) as w:
             await w.action("look")
             await w.action("after")
             await w.rule("r", PATTERN, "look")
@@ -195,8 +199,12 @@ def test_a_chain_of_function_job_function(tmp_path: Path) -> None:
 def test_a_chain_stops_at_the_first_failure_tells_on_error_and_goes_on_when_replayed(tmp_path: Path) -> None:
     told: list[dict[str, Any]] = []
 
+    def tell(activation: dict[str, Any]) -> dict[str, Any]:
+        told.append(activation)
+        return {}
+
     async def body() -> None:
-        functions = {"a": lambda e: {"x": 1}, "b": lambda p: {"error": "bad"}, "tell": lambda p: told.append(p) or {}}
+        functions = {"a": lambda e: {"x": 1}, "b": lambda p: {"error": "bad"}, "tell": tell}
         async with world(tmp_path, functions) as w:
             for name in ("a", "b", "tell"):
                 await w.action(name)

@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 
 FLOW = Path(__file__).with_name("witness_flow.py")
-EVENTMILL = Path(sys.executable).with_name("eventmill")
+EVENTMILL = str(Path(sys.executable).with_name("eventmill"))
 
 CONFIG = """
 [server]
@@ -57,7 +57,7 @@ class Mill:
         environment = {**os.environ, "EVENTMILL_KILL_AT": kill_at}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [EVENTMILL, "serve", "--config", self.config, "--data-dir", self.data],
+                [EVENTMILL, "serve", "--config", str(self.config), "--data-dir", str(self.data)],
                 stdout=log, stderr=log, env=environment, start_new_session=True,
             )  # fmt: skip
         if wait:
@@ -86,7 +86,7 @@ class Mill:
         return self.process.wait(30)
 
     def deploy(self, flow: Path = FLOW) -> None:
-        command = [EVENTMILL, "deploy", flow, "--data-dir", self.data]
+        command = [EVENTMILL, "deploy", str(flow), "--data-dir", str(self.data)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 

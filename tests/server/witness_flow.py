@@ -1,13 +1,14 @@
 """A flow whose actions testify to a witness outside: a file to which each appends its activation, and syncs it."""
 
 import os
+from typing import Any
 
-from eventmill import Mill, happened
+from eventmill import Event, Mill, happened
 
 mill = Mill("witness")
 
 
-def testify(params, who, activation):
+def testify(params: dict[str, Any], who: str, activation: str) -> dict[str, Any]:
     line = f"{who} {params['n']} {activation}\n".encode()
     fd = os.open(params["witness"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     os.write(fd, line)
@@ -17,22 +18,22 @@ def testify(params, who, activation):
 
 
 @mill.function(timeout="20s")
-def note(event):
+def note(event: Event) -> dict[str, Any]:
     return testify(event.data, "note", os.environ["__OW_ACTIVATION_ID"])
 
 
 @mill.function(timeout="20s")
-def look(event):
+def look(event: Event) -> dict[str, Any]:
     return testify(event.data, "look", os.environ["__OW_ACTIVATION_ID"])
 
 
 @mill.job(cpus=1, memory="64MB", timeout="60s")
-def work(params):
+def work(params: dict[str, Any]) -> dict[str, Any]:
     return testify(params, "work", os.environ["EVENTMILL_ACTIVATION"])
 
 
 @mill.function(timeout="20s")
-def register(params):
+def register(params: dict[str, Any]) -> dict[str, Any]:
     return testify(params, "register", os.environ["__OW_ACTIVATION_ID"])
 
 

@@ -6,14 +6,16 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
 
 from eventmill.entities import Activation, Category, State, Status, ids
 from eventmill.errors import IllegalTransition, InvalidConfig, LostPartition, NotFound, Unavailable
-from eventmill.store import DeadLetter, SqliteStore, Tx, schema
+from eventmill.store import DeadLetter, SqliteStore, Stored, Tx, schema
 
 
 def with_store(path: Path, body: Callable[[SqliteStore], Awaitable[None]]) -> None:
@@ -133,7 +135,7 @@ def test_retention_keeps_the_ledger_and_what_is_alive(tmp_path: Path) -> None:
 def test_the_log_forgets_by_age_and_size_but_never_what_is_not_dealt_with_nor_the_newest(tmp_path: Path) -> None:
     async def body(store: SqliteStore) -> None:
         for i in range(10):
-            await store.transact(lambda tx, i=i: tx.emit([b"x" * 100], 1000 * i))
+            await store.transact(partial(Tx.emit, values=[b"x" * 100], now_ms=1000 * i))
         assert await store.transact(lambda tx: tx.forget_records(3500, 10_000, 2, 100)) == 2
         assert await store.transact(lambda tx: tx.forget_records(3500, 10_000, 10, 100)) == 2
         assert await store.transact(lambda tx: tx.forget_records(0, 350, 10, 100)) == 3
@@ -164,11 +166,11 @@ def test_migrations_run_in_order_and_once(tmp_path: Path) -> None:
     from sqlalchemy import create_engine
 
     ran: list[int] = []
-    steps = [schema.metadata.create_all, lambda c: ran.append(2), lambda c: ran.append(3)]
+    steps: list[schema.Migration] = [schema.metadata.create_all, lambda c: ran.append(2), lambda c: ran.append(3)]
     engine = create_engine(f"sqlite:///{tmp_path}/m.db")
     for migrations in (steps[:1], steps[:2], steps, steps):
         with engine.begin() as connection:
-            assert schema.migrate(connection, migrations) == len(migrations)  # type: ignore[arg-type]
+            assert schema.migrate(connection, migrations) == len(migrations)
     assert ran == [2, 3]
     engine.dispose()
 
@@ -182,7 +184,7 @@ def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
 def test_a_torn_write_at_the_end_of_the_wal_takes_back_only_the_torn_commit(tmp_path: Path) -> None:
     async def fill(store: SqliteStore) -> None:
         for i in range(20):
-            await store.transact(lambda tx, i=i: tx.emit([b"%d" % i * 50], 1), durable=True)
+            await store.transact(partial(Tx.emit, values=[b"%d" % i * 50], now_ms=1), durable=True)
         (tmp_path / "copy.db").write_bytes((tmp_path / "store.db").read_bytes())
         wal = (tmp_path / "store.db-wal").read_bytes()
         (tmp_path / "copy.db-wal").write_bytes(wal[:-100])
@@ -249,7 +251,9 @@ def test_entities_share_one_name_space_and_move_the_generation(tmp_path: Path) -
     action = {"exec": {"kind": "python:3.11", "code": "d", "binary": False}, "version": "0.0.1"}
 
     async def body(store: SqliteStore) -> None:
-        put = lambda c, n, d: store.transact(lambda tx: tx.entities.put(c, "ns", n, f"u{n}", d, 1))  # noqa: E731
+        async def put(collection: str, name: str, document: dict[str, Any]) -> Stored:
+            return await store.transact(lambda tx: tx.entities.put(collection, "ns", name, f"u{name}", document, 1))
+
         await put("packages", "p", {"version": "0.0.1", "parameters": [{"key": "a", "value": 1}]})
         await put("actions", "p/f", action)
         await put("triggers", "t", {"version": "0.0.1"})

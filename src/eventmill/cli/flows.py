@@ -189,8 +189,9 @@ def lint(
     That is: keyless rules (every event is compared with them), patterns that nothing can match, and loops, where an
     action writes what its own rule waits for.
     """
-    from eventmill.cli import linting, output
+    from eventmill.cli import output
     from eventmill.cli.client import Client, target
+    from eventmill.engine import lint as linting
 
     if flow_file is None:
         with Client(target(url, key, data_dir)) as client:

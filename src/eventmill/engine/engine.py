@@ -20,6 +20,7 @@ from eventmill.backbone import Backbone, Partition
 from eventmill.config import Settings
 from eventmill.engine.flight import Flight
 from eventmill.engine.inbox import Inbox, Work
+from eventmill.engine.lint import Entity, Finding, lint
 from eventmill.engine.points import reached
 from eventmill.engine.rulebook import RuleBook
 from eventmill.engine.turn import Turn
@@ -28,7 +29,7 @@ from eventmill.errors import EventmillError, InvalidEntity, Unavailable
 from eventmill.events import CloudEventsJson, Decoder
 from eventmill.executors import Attempt, Executor, Found
 from eventmill.rules import Pattern, explain, parse
-from eventmill.store import DeadLetter, Row, Store, Tx
+from eventmill.store import COLLECTIONS, DeadLetter, Row, Store, Tx
 
 _log = logging.getLogger(__name__)
 
@@ -210,6 +211,10 @@ class Engine:
                 explanation = explain(parse(rule.pattern), event)
                 found.append((f"{rule.namespace}/{rule.name}", explanation.matched, str(explanation)))
         return found
+
+    async def lint(self, namespace: str) -> list[Finding]:
+        """What is suspicious about the rules of a namespace: dear, dead and circular ones."""
+        return lint(await self._store.read(lambda tx: _documents(tx, namespace)), namespace)
 
     def status(self) -> dict[str, Any]:
         """How it is doing: `ready`, `reasons` why not, and counts."""
@@ -419,6 +424,19 @@ class Engine:
         self._flight.alive.update(tx.activations.alive_by_namespace())
         self._deadline = tx.activations.next_deadline()
         return tx.activations.running_maps(partition.id)
+
+
+def _documents(tx: Tx, namespace: str) -> list[Entity]:
+    """All entities of a namespace, jobs with the text of their code."""
+    found: list[Entity] = []
+    for collection in COLLECTIONS:
+        for stored in tx.entities.listing(collection, namespace):
+            document = stored.document
+            if document.get("exec", {}).get("kind") == "job":
+                code = tx.entities.code(document["exec"]["code"]).decode()
+                document = {**document, "exec": {**document["exec"], "code": code}}
+            found.append((collection, stored.name, document))
+    return found
 
 
 def _goes_on(found: Found | None, handle: str | None) -> bool:

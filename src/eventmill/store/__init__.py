@@ -3,11 +3,12 @@
 from eventmill.store.activations import Row
 from eventmill.store.base import Store, Tx
 from eventmill.store.dead_letters import DeadLetter
-from eventmill.store.entities import Change, Entities, Stored, to_action
+from eventmill.store.entities import COLLECTIONS, Change, Entities, Stored, to_action
 from eventmill.store.keys import Identity
 from eventmill.store.sqlite import SqliteStore
 
 __all__ = [
+    "COLLECTIONS",
     "Change",
     "DeadLetter",
     "Entities",

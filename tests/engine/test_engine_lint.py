@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from eventmill.cli.linting import never
+from eventmill.engine.lint import never
 from eventmill.rules import parse
 from tests.cli import flows
 from tests.cli.conftest import Cli
