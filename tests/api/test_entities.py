@@ -126,6 +126,7 @@ def test_a_job_that_is_refused(caller: Caller, code: str, text: str) -> None:
     assert caller.api("GET", "actions/j").status_code == 404
 
 
+@pytest.mark.slow
 def test_a_damaged_archive_is_an_answer(caller: Caller) -> None:
     """Whatever byte of it is wrong."""
     good = base64.b64decode(zipped({"job.sub": "executable = a\nqueue\n", "a": "x" * 100}))
