@@ -6,11 +6,13 @@ Another executor joins by another subject in `SUBJECTS`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 
 from eventmill.entities import Action, Limits
 from eventmill.executors import Executor
 from eventmill.executors.pool import Pool
+from tests.executors.local_jobs import make_queue, script
 
 
 class Subject(ABC):
@@ -69,4 +71,31 @@ class PoolSubject(Subject):
         return self._action("failing")
 
 
-SUBJECTS: dict[str, Subject] = {"pool": PoolSubject()}
+class LocalSubject(Subject):
+    survives = True
+    _sign = 'echo "$2" >> "$1"'
+    _description = 'arguments = "$(witness) $(word)"'
+    _codes: Mapping[str, bytes] = {
+        "quick": script(_sign, _description),
+        "slow": script(f"{_sign}; exec sleep 600", _description),
+        "failing": script("exit 3", _description),
+    }
+
+    def make(self, state_dir: Path, *, width: int = 2) -> Executor:
+        return make_queue(state_dir / "local", self._codes, cpus=width)
+
+    def _action(self, name: str) -> Action:
+        limits = Limits(timeout_ms=60_000, memory_mb=100)  # it ends what a test leaves behind
+        return Action(namespace="guest", name=name, version="0.0.1", revision=1, kind="job", code=name, limits=limits)
+
+    def quick(self) -> Action:
+        return self._action("quick")
+
+    def slow(self) -> Action:
+        return self._action("slow")
+
+    def failing(self) -> Action:
+        return self._action("failing")
+
+
+SUBJECTS: dict[str, Subject] = {"pool": PoolSubject(), "local": LocalSubject()}
