@@ -23,7 +23,7 @@ from eventmill.rules.globs import parse_glob, parse_wildcard
 Scalar = str | int | float | bool | None
 
 NESTING = 32
-"""Names that a path in a pattern may consist of; an event may be nested deeper."""
+"""Names that a path in a pattern may consist of, and `$or`s within each other; an event may be nested deeper."""
 CONDITIONS_PER_ALTERNATIVE = 100
 """A pattern's alternatives may have this many conditions on average when they are as many as is allowed."""
 INTERN_LENGTH_MAX = 64
@@ -131,10 +131,10 @@ def parse(
     """Read a pattern from JSON text or from what it decodes to.
 
     Limits: `pattern_bytes` of the JSON text, `or_alternatives` that the `$or`s may stand for together, `nesting` of
-    names in a path. Raises InvalidPattern with the path to the offending part.
+    names in a path and of `$or`s. Raises InvalidPattern with the path to the offending part.
     """
     document = _document(pattern, pattern_bytes)
-    alternatives = _Parser(or_alternatives, nesting).object(document, (), "", [{}], in_or=False)
+    alternatives = _Parser(or_alternatives, nesting).object(document, (), "", [{}])
     return Pattern(tuple(tuple(fields.values()) for fields in alternatives))
 
 
@@ -186,10 +186,12 @@ class _Parser:
         names: tuple[str, ...],
         where: str,
         alternatives: list[dict[str, Field]],
-        *,
-        in_or: bool,
+        ors: int = 0,
     ) -> list[dict[str, Field]]:
-        """Add the conditions below `names` to every alternative; `where` is the place in the text, for errors."""
+        """Add the conditions below `names` to every alternative.
+
+        `where` is the place in the text, for errors; `ors` how many `$or`s it lies in.
+        """
         if not node:
             raise InvalidPattern("an empty object says nothing: name at least one field", where)
         for key, value in node.items():
@@ -197,11 +199,11 @@ class _Parser:
             if not isinstance(key, str):
                 raise InvalidPattern("a field's name is a string", here)
             if key == "$or" and _is_choice(value):
-                alternatives = self._or(value, names, here, alternatives)
-            elif in_or and key in _RESERVED_IN_OR:
+                alternatives = self._or(value, names, here, alternatives, ors + 1)
+            elif ors and key in _RESERVED_IN_OR:
                 raise InvalidPattern(f"inside '$or' no field can be called '{key}'", here)
             else:
-                alternatives = self._member(key, value, names, here, alternatives, in_or)
+                alternatives = self._member(key, value, names, here, alternatives, ors)
         return alternatives
 
     def _member(
@@ -211,13 +213,13 @@ class _Parser:
         names: tuple[str, ...],
         here: str,
         alternatives: list[dict[str, Field]],
-        in_or: bool,
+        ors: int,
     ) -> list[dict[str, Field]]:
         names = (*names, *key.split("."))
         if len(names) > self._nesting:
             raise InvalidPattern(f"nested more than {self._nesting} deep", here)
         if isinstance(value, Mapping) and key != "$or":
-            return self.object(value, names, here, alternatives, in_or=in_or)
+            return self.object(value, names, here, alternatives, ors)
         if not isinstance(value, (list, tuple)):
             raise InvalidPattern("values stand in an array: [value, …]", here)
         field = _field(".".join(names), value, here)
@@ -226,13 +228,20 @@ class _Parser:
         return alternatives
 
     def _or(
-        self, branches: list[Any], names: tuple[str, ...], where: str, alternatives: list[dict[str, Field]]
+        self,
+        branches: list[Any],
+        names: tuple[str, ...],
+        where: str,
+        alternatives: list[dict[str, Field]],
+        ors: int,
     ) -> list[dict[str, Field]]:
+        if ors > self._nesting:
+            raise InvalidPattern(f"nested more than {self._nesting} deep", where)
         self._check_size(len(branches), alternatives, where)
         result: list[dict[str, Field]] = []
         for i, branch in enumerate(branches):
             here = f"{where}[{i}]"
-            result += self.object(branch, names, here, [dict(fields) for fields in alternatives], in_or=True)
+            result += self.object(branch, names, here, [dict(fields) for fields in alternatives], ors)
             self._check_size(1, result, where)
         return result
 
