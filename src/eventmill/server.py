@@ -156,6 +156,7 @@ def _executors(settings: Settings, store: Store, data_dir: Path, paths: PathTabl
             result_bytes_max=limits.payload_bytes,
             archive_files_max=limits.archive_files,
             archive_bytes_max=limits.archive_bytes,
+            roots=[*(Path(row.local or row.subject) for row in settings.paths), *(row.path for row in settings.files)],
         )
     return executors
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import uvloop
-
 from bench.mill import Mill, mill
 from bench.result import record, resident_bytes
+
 from eventmill import Event
 
 RULES = 10_000

@@ -268,7 +268,9 @@ def test_entities_share_one_name_space_and_move_the_generation(tmp_path: Path) -
         pinned = await store.transact(lambda tx: tx.entities.revision(found.revision))
         assert (pinned.version, second.revision != found.revision) == ("0.0.1", True)
         assert [s.name for s in await store.transact(lambda tx: tx.entities.rules_of("ns/t"))] == ["r"]
-        assert await store.transact(lambda tx: tx.entities.forget_revisions()) == 1
+        unused = await store.read(lambda tx: tx.entities.unused_revisions())
+        assert unused == [found.revision]
+        assert await store.transact(lambda tx: tx.entities.forget_revisions(unused)) == 1
         assert await store.transact(lambda tx: tx.entities.count("actions", "ns", package="p")) == 1
         assert await store.transact(lambda tx: tx.entities.count("actions", "ns", package="")) == 0
         await store.transact(lambda tx: tx.entities.delete("ns", "r"))

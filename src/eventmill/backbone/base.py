@@ -45,6 +45,10 @@ class Backbone(ABC):
         """Append events; returns when they are durable. Raises Unavailable if that can't be had now."""
 
     @abstractmethod
+    def check_room(self) -> None:
+        """Raise Unavailable while nothing new can be taken in (a disk that is nearly full)."""
+
+    @abstractmethod
     def read(self) -> AsyncIterator[Batch]:
         """Push batches as records arrive, from the store's positions on, forever. One reader. The next batch is asked
         for when the reader has dealt with the one before, so that a slow reader holds the log back, not the memory."""

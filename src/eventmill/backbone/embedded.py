@@ -7,6 +7,7 @@ put records there; nothing polls.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -20,6 +21,10 @@ from eventmill.sdk.event import Event
 from eventmill.store import SqliteStore, Tx
 
 TOPIC = "events"
+_NO_ROOM_S = 5.0
+"""A full disk is looked at again after this: nothing tells when there is room."""
+
+_log = logging.getLogger(__name__)
 
 
 class EmbeddedBackbone(Backbone):
@@ -65,11 +70,21 @@ class EmbeddedBackbone(Backbone):
             await self._arrived.wait()
             self._arrived.clear()
             while True:
+                await self._until_room()
                 offsets, values = await self._store.transact(self._next)
                 if not offsets:
                     break
                 self._position = offsets[-1]
                 yield Batch(self._partition, values, offsets, self._position)
+
+    async def _until_room(self) -> None:
+        """Reading is paused while the disk is nearly full: what is left is for ends of what has begun."""
+        while True:
+            try:
+                return self.check_room()
+            except Unavailable as e:
+                _log.error("reading is paused: %s", e)
+                await asyncio.sleep(_NO_ROOM_S)
 
     def _next(self, tx: Tx) -> tuple[list[int], list[bytes]]:
         return tx.records(self._position, self._batch_max)

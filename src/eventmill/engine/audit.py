@@ -52,13 +52,15 @@ async def forget(store: Store, backbone: Backbone, retention: Retention, counts:
     def the_rest(tx: Tx) -> int:
         letters = tx.dead_letters.forget(now_ms - int(retention.dead_letters_days * _DAY_MS))
         ledger = tx.activations.forget_ledger(now_ms - int(retention.dedup_keep_days * _DAY_MS))
-        return letters + ledger + tx.entities.forget_revisions()
+        return letters + ledger
 
     for name, work in (("activations", activations), ("records", records)):
         while gone := await store.transact(work):
             counts[f"forgotten.{name}"] += gone
             await asyncio.sleep(0)  # turns go first
     counts["forgotten.other"] += await store.transact(the_rest)
+    unused = await store.read(lambda tx: tx.entities.unused_revisions())
+    counts["forgotten.revisions"] += await store.transact(lambda tx: tx.entities.forget_revisions(unused))
 
 
 async def remove_orphans(store: Store, executors: Mapping[str, Executor], counts: Counter[str]) -> None:

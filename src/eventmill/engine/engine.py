@@ -132,7 +132,8 @@ class Engine:
         self, action: str, params: Mapping[str, Any], *, wait_s: float | None = None, transaction: str = ""
     ) -> Activation:
         """Call an action (qualified name) with these parameters. Without `wait_s`: its activation, durably recorded.
-        With it: the finished activation, or the unfinished one when the time is up. Raises NotFound."""
+        With it: the finished activation, or the unfinished one when the time is up. Raises NotFound, Unavailable."""
+        self._backbone.check_room()
         payload = orjson.dumps(params)
 
         def ask(turn: Turn) -> Activation:
@@ -157,6 +158,7 @@ class Engine:
 
     async def fire(self, trigger: str, payload: Mapping[str, Any], *, transaction: str = "") -> str | None:
         """Fire a trigger (qualified name) by hand; the id of the record, None if no rule is active. Raises NotFound."""
+        self._backbone.check_room()
         raw = orjson.dumps(payload)
         id: str | None = await self._inbox.request(lambda turn: turn.fire(trigger, raw))
         await self._store.durable()
@@ -219,6 +221,10 @@ class Engine:
     def status(self) -> dict[str, Any]:
         """How it is doing: `ready`, `reasons` why not, and counts."""
         reasons = [f"the engine has stopped: {self.problem}"] if self.problem is not None else []
+        try:
+            self._backbone.check_room()
+        except Unavailable as e:
+            reasons.append(str(e))
         return {
             "ready": not reasons,
             "reasons": reasons,
@@ -263,7 +269,6 @@ class Engine:
             turn.take_batch(batch)
             reached("matched")
         if self._deadline is not None and self._deadline <= turn.now_ms:
-            self._deadline = None
             turn.expire()
         turn.fill()
         turn.write()
@@ -324,7 +329,9 @@ class Engine:
         if turn.finished or turn.letters:
             for follower in self._followers:
                 follower.put_nowait((turn.finished, turn.letters))
-        if turn.deadline is not None:
+        if turn.expired:
+            self._deadline = turn.deadline
+        elif turn.deadline is not None:
             self._deadline = min(self._deadline or turn.deadline, turn.deadline)
         self.counts["matches"] += turn.matched
         self.counts["records"] += sum(len(batch.values) for batch, _ in work.batches)
@@ -419,7 +426,7 @@ class Engine:
         died = [id for id in back if id in found and found[id].interrupted]
         tx.activations.take_back(died, interrupted=True)
         tx.activations.take_back([id for id in back if id not in set(died)], interrupted=False)
-        self._flight.backlog.update(tx.activations.queues())
+        self._flight.waits(*tx.activations.queues())
         self._flight.alive.clear()
         self._flight.alive.update(tx.activations.alive_by_namespace())
         self._deadline = tx.activations.next_deadline()

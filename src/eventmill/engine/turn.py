@@ -72,7 +72,8 @@ class Turn:
     alive: Counter[str] = field(default_factory=Counter)
     matched: int = 0
     deadline: int | None = None
-    """The earliest time limit of a chain that this turn knows of (epoch ms)."""
+    """The earliest time limit of a chain that this turn knows of (epoch ms); of all, if it has `expired` some."""
+    expired: bool = False
 
     _new: dict[str, tuple[str, Activation]] = field(default_factory=dict)
     _rows: dict[str, Row] = field(default_factory=dict)
@@ -215,11 +216,11 @@ class Turn:
         if queue is None:
             message = f"there is no pool '{action.annotations.get('pool')}' in this server's configuration"
             self.finish(activation, State.FAILED, Status.INTERNAL_ERROR, decide.error(message))
-        elif queue not in self.flight.backlog and self._room(queue) > 0:
+        elif not self.flight.has_backlog(queue) and self._room(queue) > 0:
             activation.state = State.HANDED
             self._hand(queue, activation, action)
         else:
-            self.flight.backlog.add(queue)
+            self.flight.waits(queue)
 
     def _room(self, queue: str) -> int:
         return self.flight.room(queue) - self._taken[queue]
@@ -362,7 +363,7 @@ class Turn:
         row.status = row.result = row.started = row.ended = None
         row.logs, row.usage = (), None
         self._saves[row.id] = (old, row)
-        self.flight.due[row.queue] = min(due, self.flight.due.get(row.queue, due))
+        self.flight.wake_at(row.queue, due)
 
     def finish(self, row: Activation, state: State, status: Status, result: bytes, *, kind: str = "activation") -> None:
         """An activation's end: recorded, told to the log, and passed on to its chain."""
@@ -474,7 +475,7 @@ class Turn:
             message = f"the chain did not finish by {row.deadline} (its time limit)"
             self.finish(row, State.FAILED, Status.DEVELOPER_ERROR, decide.error(message))
         self._write()
-        self.deadline = self.tx.activations.next_deadline()
+        self.deadline, self.expired = self.tx.activations.next_deadline(), True
 
     # requests
 
@@ -574,7 +575,7 @@ class Turn:
         self.tx.dead_letters.drop_of(row.id)
         if row.category not in (Category.SEQUENCE, Category.MAP):
             self.tx.activations.reset(row, State.PENDING, attempts_left=retries)
-            self.flight.backlog.add(row.queue)
+            self.flight.waits(row.queue)
             return
         steps = list(self.tx.activations.steps(row.id))
         again = [s for s in steps if s.state in (State.FAILED, State.CANCELLED)]
@@ -606,7 +607,7 @@ class Turn:
     def fill(self) -> None:
         """Hand over what waits on disk, for queues that have run half empty."""
         self._write()
-        for queue, room in list(self.flight.hungry(self.now_ms)):
+        for queue, room in self.flight.hungry(self.now_ms):
             room -= self._taken[queue]
             if room > 0:
                 self._fill(queue, room)
@@ -615,11 +616,7 @@ class Turn:
     def _fill(self, queue: str, room: int) -> None:
         rows = self.tx.activations.pending(queue, self.now_ms, room)
         if len(rows) < room:
-            self.flight.backlog.discard(queue)
-            due = self.tx.activations.next_due(queue, self.now_ms)
-            self.flight.due.pop(queue, None)
-            if due is not None:
-                self.flight.due[queue] = due
+            self.flight.emptied(queue, self.tx.activations.next_due(queue, self.now_ms))
         seqs: list[int] = []
         for row in rows:
             if row.interruptions >= self.limits.interruptions:
@@ -693,7 +690,7 @@ def _is_completion(event_id: str) -> bool:
 
 def _same_handle(row: Row, report: Finished) -> bool:
     """A job's end counts for the recorded handle only, since anybody can claim to be our job."""
-    return report.handle is None or row.handle is None or row.handle == report.handle
+    return report.handle is None or row.handle == report.handle
 
 
 def _copy(row: Row) -> Row:

@@ -55,7 +55,7 @@ class Explanation:
         lines = ["match" if self.matched else "no match"]
         lines += [f"  {condition}" for condition in self.conditions]
         for i, branch in enumerate(self.branches[:BRANCHES_MAX]):
-            lines.append(f"  {'one of: ' if i == 0 else 'or:'}")
+            lines.append("  or:" if i else "  one of:")
             lines += [f"    {condition}" for condition in branch]
         if len(self.branches) > BRANCHES_MAX:
             lines.append(f"  … and {len(self.branches) - BRANCHES_MAX} more alternatives")

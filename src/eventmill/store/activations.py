@@ -222,11 +222,15 @@ class Activations:
         return " AND ".join(p[0] for p in parts), tuple(v for p in parts for v in p[1])
 
     def forget(self, before_ms: int, limit: int) -> int:
-        """Delete finished activations that ended before; the ledger stays. Returns how many."""
+        """Delete finished activations that ended before, unless they are steps of a chain that still runs; the ledger
+        stays. Returns how many."""
         t = schema.activations
+        parent = t.alias()
+        running = select(parent.c.seq).where(and_(parent.c.id == t.c.parent, parent.c.state < State.SUCCEEDED)).exists()
+        ended = func.coalesce(t.c.ended, t.c.created) < before_ms
         old = (
             select(t.c.seq)
-            .where(and_(t.c.state >= State.SUCCEEDED, t.c.created < before_ms, t.c.ended < before_ms))
+            .where(and_(t.c.state >= State.SUCCEEDED, t.c.created < before_ms, ended, ~running))
             .order_by(t.c.seq)
             .limit(limit)
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -195,23 +195,35 @@ class Entities:
 
     def _new_revision(self, namespace: str, name: str, document: Mapping[str, Any], now_ms: int) -> int:
         values = {"namespace": namespace, "name": name, "version": document["version"], "created": now_ms}
+        values["code"] = document["exec"].get("code")
         result = self._connection.execute(
             insert(schema.revisions).values(document=orjson.dumps(document), **values).returning(schema.revisions.c.id)
         )
         return int(result.scalar_one())
 
-    def forget_revisions(self) -> int:
-        """Delete revisions, and code, that neither an action nor an activation refers to. Returns how many."""
-        r, e, a, c = schema.revisions, schema.entities, schema.activations, schema.code
-        used = select(e.c.revision).where(e.c.revision.is_not(None)).union(select(a.c.revision).distinct())
-        gone = self._connection.execute(delete(r).where(r.c.id.not_in(used))).rowcount
-        if gone:
-            documents = self._connection.execute(select(r.c.document)).scalars()
-            digests = {orjson.loads(d).get("exec", {}).get("code") for d in documents}
-            unused = set(self._connection.execute(select(c.c.digest)).scalars()) - digests
-            for digest in unused:
-                self._connection.execute(delete(c).where(c.c.digest == digest))
-        return gone
+    def unused_revisions(self) -> list[int]:
+        """Revisions that are nobody's any more: not an action's, not an activation's, not pinned by a running chain.
+        Since only what is an action's can be pinned, one that is unused stays so."""
+        rows = self._driver.execute(
+            "SELECT id FROM revisions WHERE id NOT IN (SELECT revision FROM entities WHERE revision IS NOT NULL)"
+            " AND id NOT IN (SELECT revision FROM activations)"
+            " AND id NOT IN (SELECT json_each.value FROM activations, json_each(CAST(chain AS TEXT), '$.components')"
+            " WHERE state<5 AND category='sequence')"
+            " AND id NOT IN (SELECT json_extract(CAST(chain AS TEXT), '$.component') FROM activations"
+            " WHERE state<5 AND category='map')"
+        )
+        return [row[0] for row in rows]
+
+    def forget_revisions(self, revisions: Sequence[int]) -> int:
+        """Delete these, and code that no revision has any more. Returns how many revisions."""
+        r, c = schema.revisions, schema.code
+        digests = self._connection.execute(
+            delete(r).where(r.c.id.in_(revisions)).returning(r.c.code)
+        ).scalars().all()  # fmt: skip
+        for digest in {d for d in digests if d is not None}:
+            still = select(r.c.id).where(r.c.code == digest).exists()
+            self._connection.execute(delete(c).where(and_(c.c.digest == digest, ~still)))
+        return len(digests)
 
 
 def _stored(row: Any) -> Stored:

@@ -87,6 +87,8 @@ revisions = Table(
     Column("version", String, nullable=False),
     Column("created", BigInteger, nullable=False),
     Column("document", LargeBinary, nullable=False),  # with exec.code replaced by its digest
+    Column("code", String),
+    Index("revisions_by_code", "code"),
 )
 """An action as it was when it was put: an activation runs the revision that it was recorded with."""
 
