@@ -16,11 +16,10 @@ from typing import Any
 
 import orjson
 
+from bench.result import Result, result
 from eventmill.rules import Index, Pattern, parse
 from eventmill.rules.compiled import compile_alternative
 from eventmill.rules.matching import AlternativeMatcher
-
-Result = dict[str, Any]
 
 SEED = 7
 ROUNDS = 3
@@ -49,10 +48,10 @@ def run() -> Iterator[Result]:
             index.match(orjson.loads(raw))
         records = _records(rng, directories, RECORDS)
         floor, rates[size] = _interleaved(records, index.match)
-        yield _result(CASES[size], rates[size], "events/s", floor)
+        yield result("match", CASES[size], rates[size], "events/s", floor)
         if size == 10_000:
             yield from _naive(patterns, records[:NAIVE_RECORDS], floor, rates[size])
-    yield _result("100k rules cost, against 10", rates[SIZES[0]] / rates[SIZES[-1]], "times")
+    yield result("match", "100k rules cost, against 10", rates[SIZES[0]] / rates[SIZES[-1]], "times")
 
 
 def _naive(patterns: list[Pattern], records: list[bytes], floor: float, indexed: float) -> Iterator[Result]:
@@ -62,15 +61,10 @@ def _naive(patterns: list[Pattern], records: list[bytes], floor: float, indexed:
     checks = [compile_alternative(alternative, None) for alternative in alternatives]
     _, plain = _interleaved(records, lambda event: [matcher for matcher in matchers if matcher(event)])
     _, compiled = _interleaved(records, lambda event: [check for check in checks if check[0](event, check)])
-    yield _result("naive 10k", plain, "events/s", floor)
-    yield _result("naive 10k, compiled checks", compiled, "events/s", floor)
-    yield _result("10k rules, against naive", indexed / plain, "times")
-    yield _result("10k rules, against naive with compiled checks", indexed / compiled, "times")
-
-
-def _result(case: str, value: float, unit: str, floor: float | None = None) -> Result:
-    ratio = None if floor is None else value / floor
-    return {"bench": "match", "case": case, "value": value, "unit": unit, "floor": floor, "ratio": ratio}
+    yield result("match", "naive 10k", plain, "events/s", floor)
+    yield result("match", "naive 10k, compiled checks", compiled, "events/s", floor)
+    yield result("match", "10k rules, against naive", indexed / plain, "times")
+    yield result("match", "10k rules, against naive with compiled checks", indexed / compiled, "times")
 
 
 def _interleaved(records: list[bytes], match: Callable[[Any], object]) -> tuple[float, float]:
@@ -160,5 +154,5 @@ def _record(rng: random.Random, directory: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    for result in run():
-        print(orjson.dumps(result).decode(), flush=True)
+    for figure in run():
+        print(orjson.dumps(figure).decode(), flush=True)
