@@ -54,7 +54,7 @@ def shown(end: Finished) -> dict[str, Any]:
 
 
 def say(line: dict[str, Any]) -> None:
-    print(json.dumps(line), flush=True)  # noqa: T201
+    print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

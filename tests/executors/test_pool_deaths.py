@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -88,21 +89,23 @@ class Server:
     def end(self) -> None:
         self.process.communicate(timeout=30)
 
-    def descendants(self) -> list[int]:
-        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if self._marked(pid)]
-
-    def _marked(self, pid: int) -> bool:
-        try:
-            with open(f"/proc/{pid}/environ", "rb") as environment:
-                return f"EVENTMILL_TEST_MARK={self.mark}".encode() in environment.read()
-        except OSError:
-            return False
-
     def wait_until_none_is_left(self, timeout_s: float = 10) -> None:
         deadline = time.monotonic() + timeout_s
-        while left := self.descendants():
+        while left := descendants(self.mark):
             assert time.monotonic() < deadline, left
             time.sleep(0.02)
+
+
+def descendants(mark: str) -> list[int]:
+    """Processes that were started with this mark, and those forked from them."""
+    return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _marked(pid, mark)]
+
+
+def _marked(pid: int, mark: str) -> bool:
+    try:
+        return f"EVENTMILL_TEST_MARK={mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager
@@ -134,7 +137,7 @@ def test_kill_9_of_the_server_leaves_nothing_but_the_names_of_what_ran(tmp_path:
         assert server.said() == {"interrupted": []}
         for i in range(2):
             wait_for(tmp_path / f"there{i}")
-        assert len(server.descendants()) >= 7  # the zygote, and two workers with their children
+        assert len(descendants(server.mark)) >= 7  # the zygote, and two workers with their children
         server.kill()
         server.wait_until_none_is_left()
     # two workers: the third attempt had only been waiting
@@ -162,14 +165,15 @@ def test_kill_9_at_any_moment_of_starts_and_attempts(tmp_path: Path) -> None:
 def test_the_zygote_s_death_is_a_crash_for_what_ran_and_nothing_for_what_waited(tmp_path: Path) -> None:
     async def main() -> None:
         library = Library()
-        async with driving(pool(tmp_path, library)) as driver:
+        mark = uuid.uuid4().hex
+        async with driving(pool(tmp_path, library, environment={"EVENTMILL_TEST_MARK": mark})) as driver:
             there = [tmp_path / f"there{i}" for i in range(2)]
             running = [attempt(library.text(BUSY, name="busy"), {"there": str(path)}) for path in there]
             waiting = [attempt(library.text(HELLO), {"n": i}) for i in range(3)]
             driver.executor.submit([*running, *waiting])
             for path in there:
                 await asyncio.to_thread(wait_for, path)
-            os.kill(_zygote(), signal.SIGKILL)
+            os.kill(_zygote(mark), signal.SIGKILL)
             for each in running:
                 end = await driver.finished(each)
                 assert (end.status, end.final, end.timed_out) == (Status.DEVELOPER_ERROR, False, False)
@@ -180,15 +184,17 @@ def test_the_zygote_s_death_is_a_crash_for_what_ran_and_nothing_for_what_waited(
     asyncio.run(main())
 
 
-def _zygote() -> int:
-    """The innermost of this process's zygote: the one that forks."""
-    pid = os.getpid()
-    while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        child = next((c for c in children if b"__main__.py" in Path(f"/proc/{c}/cmdline").read_bytes()), None)
-        if child is None or len(children) > 1:
-            break
-        pid = int(child)
-    return pid
+def _zygote(mark: str) -> int:
+    """The process that forks the workers: the one child of the process that was exec'd."""
+    marked = {pid: _parent(pid) for pid in descendants(mark)}
+    (outer,) = [pid for pid, parent in marked.items() if parent == os.getpid()]
+    (inner,) = [pid for pid, parent in marked.items() if parent == outer]
+    return inner
+
+
+def _parent(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("PPid"))
 
 
 WITHOUT_NAMESPACES = ["unshare", "--user", "--map-root-user", "sh", "-c"]
@@ -230,33 +236,31 @@ def test_without_isolation_what_a_function_starts_ends_with_its_worker(tmp_path:
         async with driving(executor) as driver:
             (end,) = await driver.run(attempt(library.text(source), {"there": str(tmp_path / "there")}))
             assert end.status is Status.SUCCESS
-            server = Server.__new__(Server)
-            server.mark = mark
             async with asyncio.timeout(10):
-                while len(server.descendants()) > 1:  # noqa: ASYNC110  (the zygote alone is left)
+                while len(descendants(mark)) > 1:  # noqa: ASYNC110  (the zygote alone is left)
                     await asyncio.sleep(0.02)
 
     asyncio.run(main())
 
 
-def test_an_ordinary_user_has_isolation_too(tmp_path: Path) -> None:
+def test_an_ordinary_user_has_isolation_too() -> None:
     """Run by root, it becomes user 65534, with an interpreter and a copy of the code that this user may read."""
+    with tempfile.TemporaryDirectory() as directory:  # tmp_path is for the eyes of its owner
+        _serve_as_nobody(Path(directory) / "home")
+
+
+def _serve_as_nobody(home: Path) -> None:
     python = next((p for p in (sys.executable, "/usr/bin/python3") if _nobody_can_run(p)), None)
     assert python is not None, "no Python that an ordinary user may run"
-    home = tmp_path / "home"
     (home / "tests").mkdir(parents=True)
     shutil.copytree(ROOT / "src" / "eventmill", home / "eventmill", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "tests" / "executors", home / "tests" / "executors")
-    for path in [home, *home.rglob("*")]:
+    for path in [home.parent, home, *home.rglob("*")]:
         path.chmod(0o755)
     state = home / "state"
     state.mkdir()
     if AM_ROOT:
         os.chown(state, 65534, 65534)
-    for parent in tmp_path.parents:
-        if parent.name.startswith("pytest-"):
-            parent.chmod(0o755)
-    tmp_path.chmod(0o755)
     facts = (
         "import os\ndef main(args): return {'uid': os.getuid(), 'pid': os.getpid(), 'data': os.listdir(args['data']),"
         " 'processes': [p for p in os.listdir('/proc') if p.isdigit()]}"

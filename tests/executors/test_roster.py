@@ -65,7 +65,7 @@ def test_who_has_fewest_workers_comes_first() -> None:
     wait(roster, "a", 9)
     wait(roster, "b", 2)
     wait(roster, "c", 1)
-    assert starts(roster) == ["a", "b", "c", "b"]
+    assert starts(roster) == ["a", "b", "c", "a"]
 
 
 def test_an_action_s_own_limit() -> None:
