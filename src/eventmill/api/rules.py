@@ -54,16 +54,16 @@ class Rules:
             trigger = _referenced(tx, "triggers", document["trigger"], namespace)
             _referenced(tx, "actions", document["action"], namespace)
             if document["status"] == "active":
-                self._admit(trigger)
+                self._admit(trigger, old.uid if old else "")
             return put(tx, "rules", namespace, name, document, old)
 
         return Json(answers.rule(await self._store.transact(work, durable=True)))
 
-    def _admit(self, trigger: Stored) -> None:
+    def _admit(self, trigger: Stored, uid: str) -> None:
         """The engine must be able to take the rule in. Raises InvalidEntity, which says which limit is reached."""
         pattern = documents.values(trigger.document["annotations"]).get("pattern")
         if pattern is not None:
-            self._services.engine.admit(pattern)
+            self._services.engine.admit(pattern, [uid])
 
     async def delete(self, request: Request) -> Response:
         namespace, name = own_entity(request)
@@ -88,7 +88,7 @@ class Rules:
             if status == "active":
                 if trigger is None or trigger.collection != "triggers":
                     raise Refusal("Only rules with existing triggers can be activated", 404)
-                self._admit(trigger)
+                self._admit(trigger, stored.uid)
             document: Document = {**stored.document, "status": status}
             tx.entities.put("rules", namespace, name, stored.uid, document, stored.updated)
 

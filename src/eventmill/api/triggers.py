@@ -63,8 +63,9 @@ class Triggers:
     def _admit(self, document: Document, rules: list[Stored]) -> None:
         """The engine must be able to take the pattern in for the rules that are active. Raises InvalidEntity."""
         pattern = documents.values(document["annotations"]).get("pattern")
-        if pattern is not None and any(rule.document["status"] == "active" for rule in rules):
-            self._services.engine.admit(pattern)
+        active = [rule.uid for rule in rules if rule.document["status"] == "active"]
+        if pattern is not None and active:
+            self._services.engine.admit(pattern, active)
 
     async def delete(self, request: Request) -> Response:
         """Its rules stay, inactive: OpenWhisk keeps their status in the trigger, and so it is gone with it."""

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,7 @@ from eventmill.entities import Action, Activation, Category
 from eventmill.errors import EventmillError, InvalidEntity, Unavailable
 from eventmill.events import CloudEventsJson, Decoder
 from eventmill.executors import Attempt, Executor, Found
-from eventmill.rules import Pattern, explain, parse
+from eventmill.rules import Index, explain, parse
 from eventmill.store import COLLECTIONS, DeadLetter, Row, Store, Tx
 
 _log = logging.getLogger(__name__)
@@ -197,13 +197,20 @@ class Engine:
         finally:
             self._followers.remove(queue)
 
-    def admit(self, pattern: Mapping[str, Any]) -> Pattern:
-        """Check a rule's pattern before it is stored. Raises InvalidPattern, or InvalidEntity at a limit."""
+    def admit(self, pattern: Mapping[str, Any], uids: Collection[str]) -> None:
+        """Check a pattern before the rules with these uids are stored with it (new ones, or ones that have another).
+        Raises InvalidPattern, or InvalidEntity, which says which limit is reached."""
         limits = self._settings.limits
         parsed = parse(pattern, pattern_bytes=limits.pattern_bytes, or_alternatives=limits.or_alternatives)
-        if len(self.book) >= limits.rules:
-            raise InvalidEntity(f"there are {limits.rules} rules already (limits.rules)")
-        return parsed
+        if len(self.book) + sum(uid not in self.book for uid in uids) > limits.rules:
+            raise InvalidEntity(f"there are {limits.rules} active rules already, the most allowed (limits.rules)")
+        alone: Index[int] = Index()
+        alone.add(0, parsed)
+        if alone.keyless() and len({rule.uid for rule in self.book.keyless()} | set(uids)) > limits.keyless_rules:
+            raise InvalidEntity(
+                "the pattern has no key that selects events (an exact value, a prefix, a suffix, a literal part of a"
+                f" path), and there are {limits.keyless_rules} such rules already (limits.keyless_rules)"
+            )
 
     def explain(self, event: Mapping[str, Any], namespace: str | None = None) -> list[tuple[str, bool, str]]:
         """(rule, matched, why) of every active rule, of one namespace or all."""

@@ -53,8 +53,14 @@ def lint(entities: Iterable[Entity], namespace: str) -> list[Finding]:
     for (collection, name), rule in documents.items():
         if collection != "rules":
             continue
-        trigger = documents["triggers", _local(rule["trigger"])]
-        pattern = parse(_named(trigger["annotations"])["pattern"])
+        trigger = documents.get(("triggers", _local(rule["trigger"])))
+        if trigger is None:
+            findings.append(Finding("warning", name, f"dead: its trigger {rule['trigger']} does not exist"))
+            continue
+        wanted = _named(trigger.get("annotations", ())).get("pattern")
+        if wanted is None:
+            continue  # only fired by hand
+        pattern = parse(wanted)
         index.add(name, pattern)
         if reason := never(pattern):
             findings.append(Finding("error", name, f"can never match: {reason}"))

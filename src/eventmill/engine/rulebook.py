@@ -36,6 +36,9 @@ class RuleBook:
     def __len__(self) -> int:
         return len(self._rules)
 
+    def __contains__(self, uid: object) -> bool:
+        return uid in self._rules
+
     def keyless(self) -> list[Rule]:
         """Rules that no required key of the event selects: each costs every event a little."""
         return [self._rules[uid] for uid in self._index.keyless()]

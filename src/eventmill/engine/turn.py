@@ -343,7 +343,8 @@ class Turn:
         row = self._rows.get(report.activation)
         if row is None or row.state.final or row.attempt != report.attempt or not _same_handle(row, report):
             return
-        row.started, row.logs, row.usage = report.started_ms, report.logs, report.usage
+        row.started, row.logs = report.started_ms, report.logs
+        row.usage = {**(report.usage or {}), "timed_out": True} if report.timed_out else report.usage
         row.status, row.result, row.ended = report.status, report.result, report.ended_ms
         if report.status is Status.SUCCESS:
             self.finish(row, State.SUCCEEDED, report.status, report.result)

@@ -181,6 +181,7 @@ dead_letters = Table(
     Column("record", LargeBinary),
     Column("detail", LargeBinary),
     Index("dead_letters_by_activation", "activation", sqlite_where=text("activation IS NOT NULL")),
+    sqlite_autoincrement=True,  # people name them by their number: one that was dropped is never another's
 )
 
 keys = Table(
