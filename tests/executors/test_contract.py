@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from eventmill.entities import Status
 from eventmill.executors import Accepted, Attempt, Finished, Started
@@ -29,7 +30,7 @@ def witness(tmp_path: Path) -> Path:
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(work)
+    uvloop.run(work)  # the server's loop; other tests use asyncio's own
 
 
 async def appears(witness: Path, word: str) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import json
 import os
 import re
+import resource
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -293,6 +295,7 @@ def test_output_is_captured_from_everywhere_and_never_from_another_attempt(tmp_p
     serve(tmp_path, work)
 
 
+@pytest.mark.slow
 def test_logs_are_cut_at_their_limit(tmp_path: Path) -> None:
     source = "def main(args):\n    for i in range(args['n']): print('x' * args['width'])\n    return {}"
 
@@ -324,6 +327,7 @@ def test_large_parameters_and_results_pass_and_too_large_results_do_not(tmp_path
     serve(tmp_path, work)
 
 
+@pytest.mark.slow
 def test_a_timeout_kills_the_worker_and_all_that_it_started(tmp_path: Path) -> None:
     source = """
     import subprocess, time
@@ -347,6 +351,7 @@ def test_a_timeout_kills_the_worker_and_all_that_it_started(tmp_path: Path) -> N
     serve(tmp_path, work)
 
 
+@pytest.mark.slow
 def test_the_time_limit_is_each_attempt_s_own(tmp_path: Path) -> None:
     async def work(driver: Driver, library: Library) -> None:
         action = library.text("import time\ndef main(args): time.sleep(args['s']); return {}", timeout_ms=500)
@@ -440,6 +445,43 @@ def test_random_numbers_differ_between_workers(tmp_path: Path) -> None:
         assert not set(value(first)) & set(value(second))
 
     serve(tmp_path, work, preload=["random", "numpy.random"])
+
+
+@pytest.mark.slow
+def test_more_workers_are_started_at_once_than_the_zygote_is_asked_for_at_once(tmp_path: Path) -> None:
+    async def work(driver: Driver, library: Library) -> None:
+        ends = await driver.run(*[attempt(library.text(SLEEP), {"s": 1.0}) for _ in range(40)])
+        assert len({(end.usage or {})["worker"] for end in ends}) == 40
+
+    serve(tmp_path, work, workers_max=40)
+
+
+def test_code_that_the_connection_takes_only_in_pieces(tmp_path: Path) -> None:
+    source = f"text = '{'x' * 3_000_000}'\ndef main(args): return {{'n': len(text) + len(args['a'])}}"
+    assert value(outcome(tmp_path, source, {"a": "y" * 900_000})) == {"n": 3_900_000}
+
+
+def test_without_descriptors_attempts_fail_and_later_ones_succeed(tmp_path: Path) -> None:
+    async def work(driver: Driver, library: Library) -> None:
+        action = library.text(SLEEP)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        before = len(os.listdir("/proc/self/fd"))
+        lowest_free = os.dup(0)
+        os.close(lowest_free)
+        for spare in range(6):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + spare, hard))
+            try:
+                ends = await driver.run(attempt(action, {"s": 0}), attempt(action, {"s": 0}))
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert {end.status for end in ends} == {Status.INTERNAL_ERROR}
+            assert "Too many open files" in value(ends[0])["error"]
+        gc.collect()
+        assert len(os.listdir("/proc/self/fd")) == before
+        (end,) = await driver.run(attempt(action, {"s": 0}))
+        assert end.status is Status.SUCCESS
+
+    serve(tmp_path, work)
 
 
 def test_what_becomes_ready_together_is_pushed_together(tmp_path: Path) -> None:

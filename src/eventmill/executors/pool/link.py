@@ -21,15 +21,12 @@ class Link:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, frame_bytes_max: int, log_bytes_max: int) -> None:
         self._loop = loop
-        self._socket, worker = socket.socketpair()
+        self._socket, pipes, self.ends = _open()
         self._socket.setblocking(False)
-        output, output_end = os.pipe()
-        errors, errors_end = os.pipe()
-        self.ends = (worker.detach(), output_end, errors_end)
-        self.log = Log(loop, (output, errors), log_bytes_max)
+        self.log = Log(loop, pipes, log_bytes_max)
         self.pid: int | None = None
         self._frames = Frames(frame_bytes_max)
-        self._unsent = b""
+        self._unsent = memoryview(b"")
         self._pidfd: int | None = None
         self._killed = False
 
@@ -54,26 +51,26 @@ class Link:
 
     def send(self, data: bytes) -> None:
         """Send now what the socket takes, and the rest as it drains. A worker that is gone is not our news to tell."""
-        if not self._unsent:
-            try:
-                data = data[self._socket.send(data) :]
-            except BlockingIOError:
-                pass
-            except OSError:
-                return
-            if data:
-                self._loop.add_writer(self._socket, self._send_rest)
-        self._unsent += data
+        if self._unsent:
+            self._unsent = memoryview(bytes(self._unsent) + data)
+            return
+        sent = self._send(data)
+        if sent < len(data):
+            self._unsent = memoryview(data)[sent:]
+            self._loop.add_writer(self._socket, self._send_rest)
 
     def _send_rest(self) -> None:
-        try:
-            self._unsent = self._unsent[self._socket.send(self._unsent) :]
-        except BlockingIOError:
-            return
-        except OSError:
-            self._unsent = b""
+        self._unsent = self._unsent[self._send(self._unsent) :]
         if not self._unsent:
             self._loop.remove_writer(self._socket)
+
+    def _send(self, data: bytes | memoryview) -> int:
+        try:
+            return self._socket.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            return len(data)  # gone, and all that was meant for it
 
     def receive(self) -> list[tuple[int, bytes]] | None:
         """The frames that have arrived; None when the worker has hung up. Raises BrokenFrame."""
@@ -97,3 +94,17 @@ class Link:
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None
+
+
+def _open() -> tuple[socket.socket, tuple[int, int], tuple[int, int, int]]:
+    """Our connection, our reading ends, and the worker's three ends; all, or nothing when descriptors run out."""
+    with contextlib.ExitStack() as undo:
+        ours, theirs = socket.socketpair()
+        undo.callback(ours.close)
+        undo.callback(theirs.close)
+        output = os.pipe()
+        for end in output:
+            undo.callback(os.close, end)
+        errors = os.pipe()
+        undo.pop_all()
+    return ours, (output[0], errors[0]), (theirs.detach(), output[1], errors[1])

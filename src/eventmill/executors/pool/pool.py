@@ -332,6 +332,7 @@ class Pool(Executor):
             return
         while (lane := self._roster.next_start()) is not None:
             if lane.code is None:
+                lane.preparing = True
                 self._spawn(self._prepare(lane))
             else:
                 self._start_worker(lane)
@@ -345,7 +346,6 @@ class Pool(Executor):
 
     async def _prepare(self, lane: Lane) -> None:
         """Get the lane's code, then its first worker."""
-        lane.preparing = True
         try:
             lane.code = await self._codes.get(lane.action)
         except InvalidArchive as e:
@@ -369,6 +369,8 @@ class Pool(Executor):
         except OSError as e:  # no descriptors left, or no disk space
             self._rooms.remove(number)
             self._fail_one(lane, outcomes.internal_error(f"a worker can't be started: {e.strerror}"), ())
+            self._roster.wish(lane)
+            self._forget_if_unused(lane)
             return
         now = self._loop.time()
         deadline = now + lane.action.limits.timeout_ms / 1000

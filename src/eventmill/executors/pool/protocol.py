@@ -24,6 +24,7 @@ LEFT_OUTPUT, LEFT_PROCESSES = 1, 2
 """Flags of DONE: there may be output in the pipes; processes that the attempt started are still there."""
 
 CHUNK_BYTES = 1 << 16
+NAME_BYTES_MAX = 4096
 MESSAGE_BYTES = 1 << 16
 
 _HEAD = struct.Struct("<IB")
@@ -87,8 +88,8 @@ def parse_init(payload: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 def run_frame(sequence: int, deadline_ms: int, names: tuple[str, str, str], params: bytes) -> bytes:
-    """`names`: activation id, transaction id, traceparent."""
-    a, t, p = (name.encode() for name in names)
+    """`names`: activation id, transaction id, traceparent; what is absurdly long is cut."""
+    a, t, p = [name.encode(errors="replace")[:NAME_BYTES_MAX] for name in names]
     size = _RUN_HEAD.size + len(a) + len(t) + len(p) + len(params)
     return b"".join(
         (_HEAD.pack(size, RUN), _RUN_HEAD.pack(sequence, deadline_ms, len(a), len(t), len(p)), a, t, p, params)
@@ -96,12 +97,12 @@ def run_frame(sequence: int, deadline_ms: int, names: tuple[str, str, str], para
 
 
 def parse_run(payload: bytes) -> tuple[int, int, tuple[str, str, str], bytes]:
-    sequence, deadline_ms, a, t, p = _RUN_HEAD.unpack_from(payload)
-    i = _RUN_HEAD.size
-    j = i + a
-    k = j + t
-    end = k + p
-    return sequence, deadline_ms, (payload[i:j].decode(), payload[j:k].decode(), payload[k:end].decode()), payload[end:]
+    sequence, deadline_ms, *sizes = _RUN_HEAD.unpack_from(payload)
+    names, start = [], _RUN_HEAD.size
+    for size in sizes:
+        names.append(payload[start : start + size].decode(errors="replace"))
+        start += size
+    return sequence, deadline_ms, (names[0], names[1], names[2]), payload[start:]
 
 
 Done = tuple[int, int, float, int, float, int]

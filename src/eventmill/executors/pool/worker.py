@@ -196,10 +196,10 @@ def _error(text: str) -> str:
 def _set_environment(deadline_ms: int, activation: str, transaction: str, traceparent: str) -> None:
     environment = os.environ
     environment["__OW_ACTIVATION_ID"] = activation
-    environment["__OW_TRANSACTION_ID"] = transaction
+    environment["__OW_TRANSACTION_ID"] = transaction.replace("\0", "")
     environment["__OW_DEADLINE"] = str(deadline_ms)
     if traceparent:
-        environment["TRACEPARENT"] = traceparent
+        environment["TRACEPARENT"] = traceparent.replace("\0", "")
     else:
         environment.pop("TRACEPARENT", None)
 
