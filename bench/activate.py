@@ -10,12 +10,13 @@ import statistics
 import time
 from collections.abc import Iterator
 
+import orjson
 import uvloop
 
 from bench.mill import mill
 from bench.result import Result, record, result, scratch
 from bench.rows import seconds_for_rows
-from bench.worker import seconds_for_round_trips
+from bench.worker import raw_round_trips, raw_workers
 from eventmill import Event
 
 COUNT = 10_000
@@ -50,5 +51,7 @@ async def _round() -> tuple[float, float]:
             rate = COUNT / (time.perf_counter() - begin)
             group = max(1, COUNT // m.engine.counts["turns"])
         rows = await seconds_for_rows(directory, COUNT, group)
-        trips = seconds_for_round_trips(COUNT, WORKERS)
+    with raw_workers(WORKERS) as connections:
+        raw_round_trips(connections, 500)
+        trips = raw_round_trips(connections, COUNT, orjson.dumps(record(0)))
     return rate, COUNT / (rows + trips)

@@ -19,7 +19,7 @@ import httpx
 import orjson
 
 from bench.result import Result, percentile, record, result, scratch, server
-from bench.worker import RoundTrip
+from bench.worker import raw_round_trips, raw_workers
 
 RATE = 100
 SECONDS = 8
@@ -83,12 +83,12 @@ def _floors(directory: Path) -> list[float]:
         db.execute(statement)
     times: list[float] = []
     row = orjson.dumps(record(0))
-    with RoundTrip() as trip:
+    with raw_workers(1) as worker:
         for n in range(RATE * SECONDS // 2):
             begin = time.perf_counter()
             db.execute("INSERT INTO log VALUES (?)", (row,))
             db.execute("INSERT INTO log VALUES (?)", (row,))
-            trip.go(row)
+            raw_round_trips(worker, 1, row)
             if n >= RATE // 2:
                 times.append(1000 * (time.perf_counter() - begin))
             time.sleep(1 / RATE)

@@ -98,14 +98,18 @@ class Front:
     def _note(self, scope: Scope, call: Call, status: int, took_s: float) -> None:
         route = getattr(scope.get("route"), "path", "")
         self._metrics.count(route, status, took_s)
-        if _access.isEnabledFor(logging.INFO):
+        # events come by the thousand, and are counted: a line for each request would say nothing more
+        level = logging.DEBUG if route == "/events" and status < 400 else logging.INFO
+        if _access.isEnabledFor(level):
             facts = {
                 "transaction": call.transaction,
                 "namespace": call.identity.namespace if call.identity is not None else None,
                 "method": scope["method"], "path": scope["path"], "status": status,
                 "duration_ms": round(took_s * 1000, 2),
             }  # fmt: skip
-            _access.info("%(method)s %(path)r %(status)d %(duration_ms)s ms [%(transaction)s]", facts, extra=facts)
+            _access.log(
+                level, "%(method)s %(path)r %(status)d %(duration_ms)s ms [%(transaction)s]", facts, extra=facts
+            )
 
 
 async def _answer_early(response: Response, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,7 +1,7 @@
 """The rules of CloudEvents 1.0.2, attribute by attribute.
 
 Owns what a valid event is. Never looks into `data` and never changes a value; a null attribute is an absent one (JSON
-format, section 2.2). On the ingest path: 2 to 4 microseconds for a typical event, most of it in `time`. It is slow
+format, section 2.2). On the ingest path: 1 to 4 microseconds for a typical event, most of it in `time`. It is slow
 where a value is long: base64 and texts are read once, in linear time.
 
 Each check is a function from the attribute's value to what is wrong with it, or None.
@@ -40,6 +40,8 @@ def validate(obj: Mapping[str, Any]) -> Event:
     if not isinstance(obj, Mapping):
         raise InvalidEvent("an event is a JSON object with the attributes specversion, id, source and type")
     event = Event(obj)
+    if _is_familiar(event):
+        return event
     for name, value in obj.items():
         check = _CHECKS.get(name)
         if value is None and name != "data":
@@ -55,6 +57,30 @@ def validate(obj: Mapping[str, Any]) -> Event:
     if "data" in event:
         _check_data(event)
     return event
+
+
+def _is_familiar(event: Event) -> bool:
+    """Whether the event is valid and of a kind that was valid before: what differs is its id, subject, time and JSON
+    data. A source sends thousands of the same kind, and this is a third of the time."""
+    if not event.keys() <= _FAMILIAR or event.get("datacontenttype", "application/json") != "application/json":
+        return False
+    id, subject = event.get("id"), event.get("subject", "-")
+    if not (isinstance(id, str) and id and id.isprintable()):
+        return False
+    if not (isinstance(subject, str) and subject and subject.isprintable()):
+        return False
+    if "time" in event and _time(event["time"]) is not None:
+        return False
+    kind = event.get("specversion"), event.get("source"), event.get("type")
+    for part in kind:
+        if not isinstance(part, str) or len(part) > MEMO_CHARS_MAX:
+            return False
+    return _is_valid_kind(*kind)
+
+
+@lru_cache(4096)
+def _is_valid_kind(specversion: str, source: str, type: str) -> bool:
+    return not (_specversion(specversion) or _source(source) or _text(type))
 
 
 def is_clean(text: str) -> bool:
@@ -226,6 +252,8 @@ def _json_type(value: Any) -> str:
 def _anything(value: Any) -> str | None:
     return None
 
+
+_FAMILIAR: Final = frozenset({*REQUIRED, "subject", "time", "datacontenttype", "data"})
 
 _CHECKS: Final[dict[str, Check]] = {
     "specversion": _specversion,

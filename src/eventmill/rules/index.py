@@ -28,6 +28,10 @@ K = TypeVar("K", bound=Hashable)
 
 BUCKET_MAX = 6
 """Alternatives that are checked one after the other; with more, another key pays."""
+KEYS_MAX = 8
+"""Keys of one alternative that are used, one level below the other; bounds the recursion, too."""
+FOUND_MAX = 16
+"""Findings of an event that need not be looked through for the same ones."""
 MEMO_MAX = 32_768
 """Directories that are remembered per path, about 0.3 kB each; beyond it all are forgotten."""
 MEMO_LENGTH_MAX = 1024
@@ -126,7 +130,7 @@ class _Bucket:
 
     __slots__ = ("_splits", "_used", "content", "entries")
 
-    def __init__(self, used: frozenset[Key], *, splits: bool = True) -> None:
+    def __init__(self, used: frozenset[Key], *, splits: bool) -> None:
         self.content: Checks | _Level | None = None
         self.entries: dict[_Entry, Check | None] = {}
         self._splits = splits
@@ -286,8 +290,13 @@ def _find_in_array(array: list[Any], place: _Place, found: Found) -> None:
             _find(undotted(value), place.below, found)
         else:
             place.find_exact(value, found)
-    # many elements yield the same few keys
-    found[:] = {id(content): content for content in found}.values()
+
+
+def _unique(found: Found) -> Found:
+    """Each check and each level once: the elements of an array yield many keys, but often the same."""
+    levels = [content for content in found if isinstance(content, _Level)]
+    checks = {id(check): check for content in found if isinstance(content, tuple) for check in content}
+    return [tuple(checks.values()), *dict.fromkeys(levels)]
 
 
 class _Place:
@@ -318,7 +327,7 @@ class _Place:
         buckets: dict[Any, _Bucket] = getattr(self, key.kind)
         bucket = buckets.get(key.literal)
         if bucket is None:
-            bucket = buckets[key.literal] = _Bucket(used | {key})
+            bucket = buckets[key.literal] = _Bucket(used | {key}, splits=len(used) + 1 < KEYS_MAX)
         bucket.add(entry)
         self._changed()
 
@@ -339,7 +348,7 @@ class _Place:
         """Add what the keys of this string lead to."""
         bucket = self.exact.get(value)
         if bucket is not None:
-            found.append(bucket.content or bucket.compile())
+            found.append(bucket.compile())
         if self._by_directory:
             head = value[: value.rfind("/") + 1]
             known = self._memo.get(head)

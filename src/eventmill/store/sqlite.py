@@ -14,6 +14,7 @@ import contextlib
 import logging
 import os
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,10 +31,10 @@ from eventmill.store.schema import migrate
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_CHECKPOINT_BYTES = 16 << 20
-"""A WAL of this size is written back into the database, beside the transactions."""
-_WAL_BYTES_MAX = 256 << 20
-"""A WAL of this size (readers or an endless load kept it from starting over) is written back while all else waits."""
+_CHECKPOINT_FRAMES = 4096
+"""So many pages (of 4 KiB) in the WAL are written back into the database, beside the transactions."""
+_RESTART_FRAMES = 16 * 4096
+"""A WAL of this length starts over: since transactions go on during a checkpoint, it has to be asked for."""
 
 
 class SqliteStore(Store):
@@ -41,11 +42,12 @@ class SqliteStore(Store):
 
     def __init__(self, path: Path, connection: Connection) -> None:
         self._connection = connection
-        self._readers = _engine(path, "DEFERRED")
+        self._driver: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
+        self._readers = _engine(path)
+        self._checkpoints = _Checkpoints(path)
         self._wal = os.open(f"{path}-wal", os.O_RDONLY)
         self._sync = _Sync(self._wal)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="store")
-        self._checkpoint: asyncio.Future[None] | None = None
         self.on_emit: Callable[[], None] = lambda: None
         """Called after each commit that put events into the log."""
         self.on_change: Callable[[], None] = lambda: None
@@ -55,9 +57,8 @@ class SqliteStore(Store):
     def open(cls, path: Path) -> SqliteStore:
         """Open or create; bring older tables up to date. Raises InvalidConfig if that can't be done."""
         try:
-            # a transaction that will write takes its lock at once: it can't fail half-way because somebody was quicker
-            connection = _engine(path, "IMMEDIATE").connect()
-            with connection.begin():
+            connection = _engine(path).connect()
+            with _transaction(connection.connection.driver_connection):  # type: ignore[arg-type]
                 migrate(connection)
         except DatabaseError as e:
             raise InvalidConfig(f"can't open the store {path}: {e.orig}") from e
@@ -71,13 +72,13 @@ class SqliteStore(Store):
     async def transact(self, work: Callable[[Tx], T], *, durable: bool = False) -> T:
         self._sync.check()
         tx = Tx(self._connection)
-        with _full_disk(), self._connection.begin():
+        with _full_disk(), _transaction(self._driver):
             result = work(tx)
         if tx.emitted:
             self.on_emit()
         if tx.entities.changed:
             self.on_change()
-        self._maybe_checkpoint()
+        self._checkpoints.consider()
         if durable:
             await self._sync.wait()
         return result
@@ -87,6 +88,7 @@ class SqliteStore(Store):
 
     def _read(self, query: Callable[[Tx], T]) -> T:
         with self._readers.connect() as connection:
+            connection.exec_driver_sql("BEGIN")  # all of its queries see the same commit
             return query(Tx(connection))
 
     def code(self, digest: str) -> bytes:
@@ -98,31 +100,56 @@ class SqliteStore(Store):
     def close(self) -> None:
         self._threads.shutdown()
         self._sync.close()
+        self._checkpoints.close()
         self._connection.close()
         self._connection.engine.dispose()
         self._readers.dispose()
+        self._checkpoints.close_index()
         os.close(self._wal)
 
-    # checkpoints
 
-    def _maybe_checkpoint(self) -> None:
-        size = os.fstat(self._wal).st_size
-        if size < _CHECKPOINT_BYTES:
+class _Checkpoints:
+    """Writes the WAL back into the database: in a thread as it grows, and, seldom, so that it starts over.
+
+    How long it is stands in the WAL index (`-shm`; sqlite.org/walformat.html): at byte 16 how many frames there are, at
+    byte 96 how many of them are written back. The file itself keeps its length, which spares the disk its metadata.
+    """
+
+    def __init__(self, path: Path) -> None:
+        # closing it would release SQLite's locks on the file: it is closed last
+        self._index = os.open(f"{path}-shm", os.O_RDONLY)
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._running: asyncio.Future[None] | None = None
+        self._restart_at = _RESTART_FRAMES
+
+    def consider(self) -> None:
+        """After a commit: see whether it is time."""
+        frames = int.from_bytes(os.pread(self._index, 4, 16), sys.byteorder)
+        if frames < _CHECKPOINT_FRAMES or (self._running is not None and not self._running.done()):
             return
-        if size > _WAL_BYTES_MAX:
-            _write_back(self._readers, "TRUNCATE")
-        elif self._checkpoint is None or self._checkpoint.done():
+        written_back = int.from_bytes(os.pread(self._index, 4, 96), sys.byteorder)
+        if frames - written_back >= _CHECKPOINT_FRAMES:
             loop = asyncio.get_running_loop()
-            self._checkpoint = loop.run_in_executor(self._threads, _write_back, self._readers, "PASSIVE")
+            self._running = loop.run_in_executor(self._thread, self._write_back, "PASSIVE")
+        elif frames >= self._restart_at:
+            # little is left to be written; a reader may prevent it: then again somewhat later
+            self._write_back("RESTART")
+            self._restart_at = max(_RESTART_FRAMES, frames + _CHECKPOINT_FRAMES)
+        elif frames < _RESTART_FRAMES:
+            self._restart_at = _RESTART_FRAMES
 
+    def _write_back(self, mode: str) -> None:
+        with contextlib.suppress(sqlite3.OperationalError):  # locked: there will be another time
+            self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
 
-def _write_back(engine: Engine, mode: str) -> None:
-    """Copy the WAL into the database (outside any transaction, so past SQLAlchemy)."""
-    raw = engine.raw_connection()
-    try:
-        raw.cursor().execute(f"PRAGMA wal_checkpoint({mode})")
-    finally:
-        raw.close()
+    def close(self) -> None:
+        self._thread.shutdown()
+        self._connection.close()
+
+    def close_index(self) -> None:
+        """After all connections."""
+        os.close(self._index)
 
 
 class _Sync:
@@ -183,10 +210,25 @@ def _full_disk() -> Iterator[None]:
         raise
 
 
-def _engine(path: Path, begin: str) -> Engine:
+@contextlib.contextmanager
+def _transaction(driver: sqlite3.Connection) -> Iterator[None]:
+    """At driver level: a tenth of what SQLAlchemy's own bookkeeping costs. It takes its lock at once, so that it can't
+    fail half-way because somebody was quicker."""
+    driver.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        driver.execute("COMMIT")
+    except BaseException:
+        if driver.in_transaction:
+            driver.execute("ROLLBACK")
+        raise
+
+
+def _engine(path: Path) -> Engine:
     engine = create_engine(
         f"sqlite:///{path}",
         poolclass=NullPool,
+        isolation_level="AUTOCOMMIT",  # transactions are begun and ended by `_transaction`
         connect_args={"isolation_level": None, "check_same_thread": False, "timeout": 30},
     )
 
@@ -203,9 +245,5 @@ def _engine(path: Path, begin: str) -> Engine:
         ):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql(f"BEGIN {begin}")
 
     return engine
