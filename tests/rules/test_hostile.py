@@ -116,6 +116,26 @@ def test_many_different_elements() -> None:
     assert growth(lambda n: index.match(events[n]), 300) < GROWTH_MAX
 
 
+def test_many_directories_of_one_rule() -> None:
+    index: Index[int] = Index()
+    for i in range(20):
+        index.add(i, parse({"files": {"path": [{"prefix": "/d/"}, {"wildcard": f"*/{i}/*"}], "n": [2]}}))
+    events = {n: {"files": [{"path": f"/d/{i}/x", "n": i % 2} for i in range(n)]} for n in (200, 200 * FACTOR)}
+    assert growth(lambda n: index.match(events[n]), 200) < GROWTH_MAX
+
+
+def test_equal_rules_with_very_many_fields() -> None:
+    fields = {f"f{i}": [i] for i in range(1500)}
+    index: Index[int] = Index()
+    for i in range(20):
+        index.add(i, parse(fields))
+    event = {f"f{i}": i for i in range(1500)}
+    assert index.match(event) == list(range(20))
+    assert index.match({**event, "f7": 0}) == []
+    index.remove(3)
+    assert len(index.match(event)) == 19
+
+
 def test_ors_within_ors() -> None:
     def nested(depth: int) -> dict[str, Any]:
         inner = {f"x{depth}": [1]} if depth == 0 else nested(depth - 1)

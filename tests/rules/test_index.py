@@ -248,9 +248,9 @@ def test_two_keys_from_two_elements_are_no_match() -> None:
     assert index.match({"parts": [{"det": "A", "state": "ok"}, {"det": "B", "state": "s1"}]}) == []
     assert index.match({"parts": [{"det": "A", "state": ["ok", "s1"]}]}) == odd
     assert index.match({"parts": {"det": ["A", "B"], "state": "s1"}}) == odd
-    index = index_of(*({"parts": {"path": [{"prefix": "/a/"}], "state": [f"s{i % 2}"]}} for i in range(count)))
-    assert index.match({"parts": [{"path": "/a/x", "state": "ok"}, {"path": "/b/x", "state": "s1"}]}) == []
-    assert index.match({"parts": [{"path": ["/b/x", "/a/x"], "state": "s1"}]}) == odd
+    index = index_of(*({"m": {"src": [{"prefix": "/a/"}], "dst": [{"prefix": f"/d{i % 2}/"}]}} for i in range(count)))
+    assert index.match({"m": [{"src": "/a/x", "dst": "/e/x"}, {"src": "/b/x", "dst": "/d1/x"}]}) == []
+    assert index.match({"m": [{"src": ["/b/x", "/a/x"], "dst": "/d1/x"}]}) == odd
 
 
 def test_equal_rules_are_all_found() -> None:

@@ -19,7 +19,7 @@ from eventmill.events import PathTable
 from eventmill.sources import FileSource, SourceError, finder, progress
 from eventmill.sources.leases import look
 
-from .source_harness import SqliteState, running
+from .source_harness import TIMEOUT_S, SqliteState, running
 
 
 @pytest.fixture
@@ -415,7 +415,7 @@ def test_a_failing_log_ends_the_source_and_nothing_is_lost(root: Path, state: Pa
         source = FileSource(root, full, kept, PathTable())
         write(root / "refused")
         with pytest.raises(Full):
-            await source.run()
+            await asyncio.wait_for(source.run(), TIMEOUT_S)
         kept.close()
 
     async def again() -> None:

@@ -20,7 +20,7 @@ from eventmill.errors import InvalidInput
 from eventmill.sources import Schedule, ScheduleSource, parse_schedule
 from eventmill.sources.clock import Clock, WallClock
 
-from .source_harness import Sink, SqliteState
+from .source_harness import TIMEOUT_S, Sink, SqliteState
 
 BERLIN = ZoneInfo("Europe/Berlin")
 NOON = int(datetime(2024, 6, 1, 12, 0, 30, tzinfo=UTC).timestamp() * 1000)
@@ -225,7 +225,7 @@ def test_killed_between_tick_and_note(tmp_path: Path) -> None:
         source = ScheduleSource(sink.emit, state, SetClock(NOON + HOUR))
         source.set([cron("0 * * * *")])
         with pytest.raises(Killed):
-            await source.run()
+            await asyncio.wait_for(source.run(), TIMEOUT_S)
         state.close()
         async with ticking(state_file, SetClock(NOON + HOUR + MINUTE), cron("0 * * * *")) as (_, again):
             assert [e.id for e in again.events] == [e.id for e in sink.events]
@@ -318,7 +318,7 @@ def test_a_failing_clock_is_not_swallowed(tmp_path: Path) -> None:
         source = ScheduleSource(Sink().emit, SqliteState(tmp_path / "state"), Broken(NOON))
         source.set([])
         with pytest.raises(OSError, match="descriptors"):
-            await source.run()
+            await asyncio.wait_for(source.run(), TIMEOUT_S)
 
     asyncio.run(main())
 

@@ -118,6 +118,7 @@ class Pool(Executor):
         await self._launch()
         if self.isolation_reason:
             log.warning("functions are not isolated from each other: %s", self.isolation_reason)
+        self._make_starts()
 
     def _prepare_directories(self) -> None:
         self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
