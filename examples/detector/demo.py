@@ -173,29 +173,26 @@ def _expose(demo: Demo, directory: Path, options: argparse.Namespace) -> None:
     from detector import expose
 
     for path in expose(directory / "raw", options.runs, options.rate, options.seed):
-        demo.closed[f"/detector/raw/{path.name}"] = time.time()
+        demo.closed[f"/detector/raw/{path.name}"] = path.stat().st_mtime  # of its last write, a moment before the close
     with demo.news:
         demo.total = len(demo.closed)
 
 
 def _table(demo: Demo) -> Table:
-    table = Table(
-        "file",
-        "event",
-        "inspect",
-        "close → first line",
-        "frames",
-        "job",
-        "job took",
-        "registered",
-        title="every file's way",
-    )
+    table = Table("file", "event", "activation", "close → first line", "frames", "job", "job took", "registered")
+    table.title = "the way of every file (a dash: not worth a job)"
     for id, line in sorted(demo.inspected.items(), key=lambda item: item[1]["params"].get("subject", "")):
         subject, result = line["params"]["subject"], line["result"]
-        row = [subject, line["cause"]["id"][:8], id[:8], f"{_latency_ms(demo, line):.1f} ms", str(result.get("frames"))]
+        row = [
+            subject.rsplit("/", 1)[1],
+            line["cause"]["id"][:8],
+            id[:8],
+            f"{_latency_ms(demo, line):.1f} ms",
+            str(result.get("frames")),
+        ]
         chain = demo.chains.get(id)
         if chain is None:
-            row += ["[dim]not worth it[/dim]", "", ""]
+            row += ["[dim]-[/dim]", "", ""]
         else:
             job = demo.steps.get((chain["activationId"], 0), {})
             took = f"{job['end'] - job['start']} ms" if job.get("end") and job.get("start") else ""
@@ -206,7 +203,8 @@ def _table(demo: Demo) -> Table:
 
 
 def _latency_ms(demo: Demo, line: dict[str, Any]) -> float:
-    """From the file's close to the first line of the function (its start is told in whole milliseconds)."""
+    """From the file's close to the first line of the function. Both are known to a few milliseconds only: the kernel's
+    clock for files ticks every 4 ms, and starts are told in whole ones."""
     return max(0.0, float(line["start"]) - 1000 * demo.closed.get(line["params"]["subject"], 0))
 
 

@@ -124,6 +124,8 @@ def _lines(activations: Sequence[Activation], letters: Sequence[DeadLetter]) -> 
         took = output.lasting(row.started, row.ended) if row.started else ""
         parts = [now, f"{row.state!s:<9}", action, took, _about(row.params), _why(row), row.id]
         yield "  ".join(filter(None, parts))
+        if row.category in ("function", "job"):  # a chain's logs are the ids of its steps
+            yield from ("          " + line.partition(" ")[2] for line in row.logs)
     for letter in letters:
         about = [
             now,

@@ -1,0 +1,27 @@
+"""The demo is the first thing that a newcomer runs."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+DEMO = Path(__file__).parents[2] / "examples" / "detector" / "demo.py"
+
+
+@pytest.mark.slow
+def test_the_demo_ends_by_itself_and_leaves_its_results(tmp_path: Path) -> None:
+    command = [sys.executable, str(DEMO), "--runs", "8", "--rate", "20", "--directory", str(tmp_path / "demo")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "8 files" in done.stdout
+    assert "0 dead letters" in done.stdout
+    results = tmp_path / "demo" / "results"
+    with closing(sqlite3.connect(results / "catalogue.sqlite")) as catalogue:
+        runs = catalogue.execute("SELECT run, image FROM runs").fetchall()
+    assert runs
+    assert all((results / image).read_bytes().startswith(b"\x89PNG") for _, image in runs)
