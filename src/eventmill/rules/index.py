@@ -219,7 +219,7 @@ class _Level:
         """Append the rules of all entries that the event satisfies; one may come twice."""
         found: Found = [] if self._rest is None else [self._rest.compile()]
         _find(event, self._places, found)
-        for content in found:
+        for content in found if len(found) <= FOUND_MAX else _unique(found):
             if content.__class__ is tuple:
                 for check in content:
                     if check[0](event, check):
