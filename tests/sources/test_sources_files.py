@@ -9,6 +9,7 @@ import shutil
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,11 @@ import pytest
 from eventmill.config import PathMap
 from eventmill.entities.ids import file_event_id
 from eventmill.events import PathTable
+from eventmill.sdk.event import Event
 from eventmill.sources import FileSource, SourceError, finder, progress
 from eventmill.sources.leases import look
 
-from .source_harness import TIMEOUT_S, SqliteState, running
+from .source_harness import TIMEOUT_S, Sink, SqliteState, running
 
 
 @pytest.fixture
@@ -151,6 +153,7 @@ def test_directories_that_move(root: Path, state: Path, tmp_path: Path) -> None:
             write(tmp_path / "gone" / "sub" / "outside-now")
             await run.caught_up()
             write(tmp_path / "gone" / "sub" / "outside-later")
+            assert run.source.counts.directories == 3
             await run.caught_up()
             assert run.names() == ["b/sub/new", "b/sub/old", "in/deep/inside", "in/deep/new"]
 
@@ -298,8 +301,9 @@ def test_the_clock_was_set_back(root: Path, state: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-def test_a_full_queue(root: Path, state: Path) -> None:
+def test_a_full_queue(root: Path, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Notifications are lost while the log takes nothing: of files, of directories that come, move, and go."""
+    monkeypatch.setattr(finder, "MARGIN_NS", 0)
     write(root / "renamed-later" / "old")
     write(root / "left-alone" / "sub" / "old")
     write(root / "deleted" / "sub" / "old")
@@ -309,6 +313,7 @@ def test_a_full_queue(root: Path, state: Path) -> None:
     async def main() -> None:
         async with running(root, state) as run:
             open_file = (root / "open").open("w")
+            age(root / "open")
             await run.caught_up()
             run.gate.clear()
             write(root / "first")
@@ -403,27 +408,37 @@ async def _run(root: Path, state: Path) -> None:
         pass
 
 
-def test_a_failing_log_ends_the_source_and_nothing_is_lost(root: Path, state: Path) -> None:
+def test_a_failing_log_ends_the_source_and_nothing_is_lost(
+    root: Path, state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "MARGIN_NS", 0)
+    age(write(tmp_path / "outside" / "sub" / "old"))
+
     class Full(Exception):
         pass
 
-    async def full(events: object) -> None:
-        raise Full
-
-    async def refused() -> None:
-        kept = SqliteState(state)
-        source = FileSource(root, full, kept, PathTable())
-        write(root / "refused")
-        with pytest.raises(Full):
-            await asyncio.wait_for(source.run(), TIMEOUT_S)
-        kept.close()
-
-    async def again() -> None:
+    async def main() -> None:
         async with running(root, state) as run:
-            await run.until_subjects([root / "refused"])
+            await run.caught_up()
+        kept, sink = SqliteState(state), Sink()
 
-    asyncio.run(refused())
-    asyncio.run(again())
+        async def emit(events: Sequence[Event]) -> None:
+            if any(str(event.subject).endswith("old") for event in events):
+                raise Full
+            await sink.emit(events)
+
+        source = FileSource(root, emit, kept, PathTable())
+        task = asyncio.create_task(source.run())
+        await source.ready.wait()
+        await sink.until_subjects([write(root / "taken")])
+        (tmp_path / "outside").rename(root / "refused")
+        with pytest.raises(Full):
+            await asyncio.wait_for(task, TIMEOUT_S)
+        kept.close()
+        async with running(root, state) as run:
+            await run.until_subjects([root / "refused" / "sub" / "old"])
+
+    asyncio.run(main())
 
 
 def test_looking_at_a_file_never_disturbs_its_writers(tmp_path: Path) -> None:

@@ -55,10 +55,12 @@ class Arrival(Enum):
 
 @dataclass(slots=True)
 class FileCounts:
-    """What a file source has met since it was made."""
+    """What a file source has met since it was made, for metrics."""
 
     written: int = 0
     """Events that are durable."""
+    directories: int = 0
+    """Directories that are watched now."""
     unnameable: int = 0
     """Files left out because an event can't have their name: not UTF-8, or with control characters."""
     unreadable: int = 0
@@ -104,10 +106,12 @@ class Tree:
         self.root = Directory(watch, root.rstrip("/"))
         self.root.visit = self._visit
         self._by_watch[watch.wd] = self.root
+        self._changed()
 
     def close(self) -> None:
         """Give up all watches."""
         self._inotify.close()
+        self.counts.directories = 0
 
     def __len__(self) -> int:
         return len(self._by_watch)
@@ -184,7 +188,7 @@ class Tree:
                 del self._by_watch[gone.watch.wd]
                 with contextlib.suppress(OSError):  # the kernel may have ended it already
                     self._inotify.rm_watch(gone.watch)
-                self.changes += 1
+                self._changed()
 
     def visit_again(self) -> None:
         """Begin to go through the whole tree, because notifications were lost."""
@@ -237,8 +241,12 @@ class Tree:
         directory.parent, directory.visit = parent, self._visit
         with contextlib.suppress(OSError):
             directory.inode = os.lstat(path).st_ino
-        self.changes += 1
+        self._changed()
         return directory
+
+    def _changed(self) -> None:
+        self.changes += 1
+        self.counts.directories = len(self)
 
     def _is_above(self, directory: Directory, other: Directory | None) -> bool:
         while other is not None:
