@@ -7,8 +7,8 @@ that a file looks the same after its first block and after its last; and it keep
 What is kept, and why nothing is missed
     Not a table of files, but (1) the *watermark*, a time before which everything has been announced, and the files
     that were being written then; (2) the *directories*, 8 bytes each. They are put when everything up to them is
-    durable: every half minute while something goes on (the directories every five), and at the end. A start watches every directory and then looks
-    through it, announcing each file
+    durable: every half minute while something goes on (the directories every five), and at the end. A start watches
+    every directory and then looks through it, announcing each file
     - whose ctime (which writing and renaming move on, and nobody can set) is not older than the watermark, less a
       margin of ten seconds for clocks that differ; or
     - that was being written then and is no longer; or
