@@ -151,8 +151,3 @@ def _record(rng: random.Random, directory: str) -> dict[str, Any]:
         "isP2p": False,
         "meanWriteBandwidth": rng.randrange(10**9),
     }
-
-
-if __name__ == "__main__":
-    for figure in run():
-        print(orjson.dumps(figure).decode(), flush=True)
