@@ -106,6 +106,10 @@ class Limits(_Section):
     """Activations that wait or run; beyond it a namespace's matches become dead letters `throttled`."""
     window_per_action: int = 64
     """Pending activations of one action that are in memory; the rest wait on disk."""
+    window_total: int = 10_000
+    """Activations of all actions and pools together that are in memory."""
+    batch_bytes: int = 16 << 20
+    """Records of one engine transaction, together."""
     jobs_in_queue: int = 1000
     """Jobs of one pool that are handed over at once; the rest wait on disk."""
     disk_free_mb: int = 200

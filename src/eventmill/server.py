@@ -84,7 +84,9 @@ async def _serve(
     limits = settings.limits
     key = await _first_key(store, data_dir)
     paths = PathTable(settings.paths)
-    backbone = EmbeddedBackbone(store, data_dir, batch_max=limits.batch_events, disk_free_mb=limits.disk_free_mb)
+    backbone = EmbeddedBackbone(
+        store, data_dir, batch_max=limits.batch_events, batch_bytes=limits.batch_bytes, disk_free_mb=limits.disk_free_mb
+    )
     executors = _executors(settings, store, data_dir, paths)
     engine = Engine(store, backbone, executors, settings)
     schedules = ScheduleSource(_emitter(backbone), _State(store))
@@ -177,7 +179,9 @@ class _State:
         return await self._store.transact(lambda tx: tx.source_state(name))
 
     async def put(self, name: str, value: Any) -> None:
-        await self._store.transact(lambda tx: tx.set_source_state(name, value))
+        # on a full disk the old value stays, which is always safe: what it stands for is announced again
+        with contextlib.suppress(Unavailable):
+            await self._store.transact(lambda tx: tx.set_source_state(name, value))
 
 
 def _emitter(backbone: Backbone) -> Callable[[Sequence[Event]], Coroutine[Any, Any, None]]:

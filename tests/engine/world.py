@@ -18,7 +18,7 @@ from eventmill.config import Settings, load
 from eventmill.engine import Engine
 from eventmill.entities import Activation, Status
 from eventmill.executors import Accepted, Attempt, Executor, Finished, Found, Report, Started
-from eventmill.store import DeadLetter, Row, SqliteStore
+from eventmill.store import DeadLetter, SqliteStore
 
 Function = Callable[[dict[str, Any]], Any]
 
@@ -177,10 +177,10 @@ class World:
         """Wait until nothing moves: two turns without work."""
         await asyncio.sleep(0.05)
 
-    async def rows(self) -> list[Row]:
-        return await self.store.transact(lambda tx: tx.activations.newest("ns", limit=1000))
+    async def rows(self, limit: int = 1000) -> list[Activation]:
+        return await self.store.transact(lambda tx: tx.activations.newest("ns", limit=limit))
 
-    async def row(self, id: str) -> Row:
+    async def row(self, id: str) -> Activation:
         return await self.store.transact(lambda tx: tx.activations.get(id))
 
 
@@ -218,7 +218,7 @@ async def stopped(
     """The same, with the engine not yet started."""
     directory.mkdir(exist_ok=True)
     store = SqliteStore.open(directory / "store.db")
-    backbone = EmbeddedBackbone(store, directory, batch_max=1000, disk_free_mb=0)
+    backbone = EmbeddedBackbone(store, directory, batch_max=1000, batch_bytes=16 << 20, disk_free_mb=0)
     await backbone.start()
     pool, queue = InProcess(functions or {}), InProcess(jobs or {}, two_phase=True)
     engine = Engine(store, backbone, {"functions": pool, "pool:local": queue}, settings(**limits))

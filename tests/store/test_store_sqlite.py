@@ -32,7 +32,7 @@ def with_store(path: Path, body: Callable[[SqliteStore], Awaitable[None]]) -> No
 def activation(n: int = 0, **more: object) -> Activation:
     values = {
         "id": ids.digest(n), "namespace": "ns", "action": "ns/f", "revision": 1, "category": Category.FUNCTION,
-        "state": State.HANDED, "partition": 1, "params": b"{}", "created": 1000 + n,
+        "state": State.HANDED, "partition": 1, "params": b"{}", "created": 1000 + n, "queue": "q",
     }  # fmt: skip
     return Activation(**{**values, **more})  # type: ignore[arg-type]
 
@@ -45,12 +45,12 @@ def test_an_activation_comes_back_as_it_was_written(tmp_path: Path) -> None:
     )  # fmt: skip
 
     async def body(store: SqliteStore) -> None:
-        await store.transact(lambda tx: tx.activations.insert([("q", written)]))
+        await store.transact(lambda tx: tx.activations.insert([written]))
         row = await store.transact(lambda tx: tx.activations.get(written.id))
         assert {f: getattr(row, f) for f in Activation.__dataclass_fields__} == {
             f: getattr(written, f) for f in Activation.__dataclass_fields__
         }
-        assert row.queue == "q"
+        assert (row.queue, row.seq) == ("q", 1)
         with pytest.raises(NotFound):
             await store.transact(lambda tx: tx.activations.get(ids.digest("gone")))
 
@@ -60,13 +60,13 @@ def test_an_activation_comes_back_as_it_was_written(tmp_path: Path) -> None:
 def test_what_raises_writes_nothing(tmp_path: Path) -> None:
     def work(tx: Tx) -> None:
         tx.emit([b"{}"], 1)
-        tx.activations.insert([("q", activation())])
+        tx.activations.insert([activation()])
         raise ValueError("no")
 
     async def body(store: SqliteStore) -> None:
         with pytest.raises(ValueError, match="no"):
             await store.transact(work)
-        assert await store.transact(lambda tx: tx.records(0, 10)) == ([], [])
+        assert await store.transact(lambda tx: tx.records(0, 10, 1000)) == ([], [])
         assert await store.transact(lambda tx: tx.activations.known([activation().id])) == set()
 
     with_store(tmp_path, body)
@@ -75,7 +75,7 @@ def test_what_raises_writes_nothing(tmp_path: Path) -> None:
 def test_an_illegal_transition_is_refused(tmp_path: Path) -> None:
     async def body(store: SqliteStore) -> None:
         done = activation(state=State.SUCCEEDED)
-        await store.transact(lambda tx: tx.activations.insert([("q", done)]))
+        await store.transact(lambda tx: tx.activations.insert([done]))
 
         def again(tx: Tx) -> None:
             row = tx.activations.get(done.id)
@@ -108,7 +108,7 @@ def test_a_queue_is_first_come_first_served_with_retries_at_their_time(tmp_path:
     async def body(store: SqliteStore) -> None:
         waiting = [activation(i, state=State.PENDING) for i in range(3)]
         later = activation(9, state=State.PENDING, due=500)
-        await store.transact(lambda tx: tx.activations.insert([("q", a) for a in [later, *waiting]]))
+        await store.transact(lambda tx: tx.activations.insert([later, *waiting]))
         rows = await store.transact(lambda tx: tx.activations.pending("q", 100, 10))
         assert [row.id for row in rows] == [a.id for a in waiting]
         assert await store.transact(lambda tx: tx.activations.next_due("q", 100)) == 500
@@ -123,10 +123,12 @@ def test_retention_keeps_the_ledger_and_what_is_alive(tmp_path: Path) -> None:
     async def body(store: SqliteStore) -> None:
         old = activation(1, state=State.SUCCEEDED, ended=2000)
         alive = activation(2)
-        await store.transact(lambda tx: tx.activations.insert([("q", old), ("q", alive)]))
-        assert await store.transact(lambda tx: tx.activations.forget(5000, 10)) == 1
+        await store.transact(lambda tx: tx.activations.insert([old, alive]))
+        old_rows = await store.read(lambda tx: tx.activations.old(5000, 10))
+        assert await store.transact(lambda tx: tx.activations.forget(old_rows)) == 1
         assert await store.transact(lambda tx: tx.activations.known([old.id, alive.id])) == {old.id, alive.id}
-        assert await store.transact(lambda tx: tx.activations.forget_ledger(5000)) == 1
+        old_ids = await store.read(lambda tx: tx.activations.old_ids(5000, 10))
+        assert await store.transact(lambda tx: tx.activations.forget_ids(old_ids)) == 1
         assert await store.transact(lambda tx: tx.activations.known([old.id, alive.id])) == {alive.id}
 
     with_store(tmp_path, body)
@@ -136,15 +138,31 @@ def test_the_log_forgets_by_age_and_size_but_never_what_is_not_dealt_with_nor_th
     async def body(store: SqliteStore) -> None:
         for i in range(10):
             await store.transact(partial(Tx.emit, values=[b"x" * 100], now_ms=1000 * i))
-        assert await store.transact(lambda tx: tx.forget_records(3500, 10_000, 2, 100)) == 2
-        assert await store.transact(lambda tx: tx.forget_records(3500, 10_000, 10, 100)) == 2
-        assert await store.transact(lambda tx: tx.forget_records(0, 350, 10, 100)) == 3
-        assert await store.transact(lambda tx: tx.forget_records(10**9, 0, 10, 100)) == 2
-        offsets, _ = await store.transact(lambda tx: tx.records(0, 100))
+
+        async def forget(before_ms: int, bytes_max: int, position: int) -> int:
+            end = await store.read(lambda tx: tx.old_records(before_ms, bytes_max, position, 100))
+            return 0 if end is None else await store.transact(lambda tx: tx.forget_records(end))
+
+        assert await forget(3500, 10_000, 2) == 2
+        assert await forget(3500, 10_000, 10) == 2
+        assert await forget(0, 350, 10) == 3
+        assert await forget(10**9, 0, 10) == 2
+        assert await forget(10**9, 0, 10) == 0
+        offsets, _ = await store.transact(lambda tx: tx.records(0, 100, 10**6))
         assert offsets == [10]
         await store.transact(lambda tx: tx.emit([b"y"], 1))
-        offsets, _ = await store.transact(lambda tx: tx.records(10, 100))
+        offsets, _ = await store.transact(lambda tx: tx.records(10, 100, 10**6))
         assert offsets == [11]
+
+    with_store(tmp_path, body)
+
+
+def test_a_batch_is_bounded_by_bytes_but_has_at_least_one_record(tmp_path: Path) -> None:
+    async def body(store: SqliteStore) -> None:
+        await store.transact(lambda tx: tx.emit([b"x" * 100, b"y" * 30, b"z" * 30, b"w" * 60], 1))
+        assert await store.transact(lambda tx: tx.records(0, 9, 50)) == ([1], [b"x" * 100])
+        assert await store.transact(lambda tx: tx.records(1, 9, 60)) == ([2, 3], [b"y" * 30, b"z" * 30])
+        assert await store.transact(lambda tx: tx.records(4, 9, 60)) == ([], [])
 
     with_store(tmp_path, body)
 
@@ -193,7 +211,7 @@ def test_a_torn_write_at_the_end_of_the_wal_takes_back_only_the_torn_commit(tmp_
 
     async def check() -> None:
         store = SqliteStore.open(tmp_path / "copy.db")
-        offsets, _ = await store.transact(lambda tx: tx.records(0, 100))
+        offsets, _ = await store.transact(lambda tx: tx.records(0, 100, 10**6))
         assert offsets == list(range(1, 20))
         store.close()
 

@@ -16,8 +16,8 @@ from eventmill.api.revisions import Revisions
 from eventmill.api.routing import NAMESPACE, route
 from eventmill.api.services import Services
 from eventmill.api.wire import Json, flag, paging
-from eventmill.entities import Document, State
-from eventmill.store import Row, Tx
+from eventmill.entities import Activation, Document, State
+from eventmill.store import Tx
 
 FINISHED = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
 
@@ -77,7 +77,7 @@ def named(request: Request) -> tuple[str, str]:
     return own_namespace(request), names.check_activation(request.path_params["id"])
 
 
-def _finished(tx: Tx, namespace: str, id: str) -> Row:
+def _finished(tx: Tx, namespace: str, id: str) -> Activation:
     """An activation of this namespace that has finished: OpenWhisk records none before. Raises Refusal (404)."""
     row = tx.activations.get_many([id]).get(id)
     if row is None or row.namespace != namespace or not row.state.final:

@@ -16,9 +16,9 @@ from eventmill.api.errors import Refusal, malformed_query, missing
 from eventmill.api.routing import OWN, route
 from eventmill.api.services import Services
 from eventmill.api.wire import Json, paging, parse, read_body
-from eventmill.entities import Document, State
+from eventmill.entities import Activation, Document, State
 from eventmill.errors import NotFound, Unavailable
-from eventmill.store import DeadLetter, Identity, Row, Tx
+from eventmill.store import DeadLetter, Identity, Tx
 
 WAIT_S_MAX = 60.0
 SEQ_MAX = 1 << 63
@@ -178,7 +178,7 @@ class Own:
         return {"ok": True, "detail": f"generation {generation}"}
 
 
-def _row(tx: Tx, namespace: str, id: str) -> Row:
+def _row(tx: Tx, namespace: str, id: str) -> Activation:
     row = tx.activations.get_many([id]).get(id)
     if row is None or row.namespace != namespace:
         raise missing()

@@ -28,12 +28,15 @@ _log = logging.getLogger(__name__)
 
 
 class EmbeddedBackbone(Backbone):
-    """`batch_max`: records in one batch. `disk_free_mb`: with less room left, nothing is taken in."""
+    """`batch_max`, `batch_bytes`: records in one batch. `disk_free_mb`: with less room left, nothing is taken in."""
 
-    def __init__(self, store: SqliteStore, directory: Path, *, batch_max: int, disk_free_mb: int) -> None:
+    def __init__(
+        self, store: SqliteStore, directory: Path, *, batch_max: int, batch_bytes: int, disk_free_mb: int
+    ) -> None:
         self._store = store
         self._directory = directory
         self._batch_max = batch_max
+        self._batch_bytes = batch_bytes
         self._disk_free = disk_free_mb << 20
         self._arrived = asyncio.Event()
         self._partition: Partition | None = None
@@ -87,7 +90,7 @@ class EmbeddedBackbone(Backbone):
                 await asyncio.sleep(_NO_ROOM_S)
 
     def _next(self, tx: Tx) -> tuple[list[int], list[bytes]]:
-        return tx.records(self._position, self._batch_max)
+        return tx.records(self._position, self._batch_max, self._batch_bytes)
 
     def partitions(self) -> Sequence[Partition]:
         return () if self._partition is None else (self._partition,)

@@ -16,12 +16,15 @@ from functools import partial
 
 from eventmill.backbone import Backbone
 from eventmill.config import Retention
+from eventmill.errors import Unavailable
 from eventmill.executors import Executor
 from eventmill.store import Store, Tx
 
 _log = logging.getLogger(__name__)
 
 EVERY_S = 60.0
+RETENTION_EVERY = 10
+"""Retention looks through whole tables (in a thread): every so many audits."""
 _ROWS_MAX = 2000
 """Rows of a kind that go in one transaction, so that an audit never holds up a turn for long."""
 _DAY_MS = 86_400_000
@@ -31,36 +34,48 @@ async def audit(
     store: Store, backbone: Backbone, executors: Mapping[str, Executor], retention: Retention, counts: Counter[str]
 ) -> None:
     """Audit for ever. `counts`: the engine's totals, for the metrics."""
+    number = 0
     while True:
         await asyncio.sleep(EVERY_S)
-        await forget(store, backbone, retention, counts)
-        await remove_orphans(store, executors, counts)
+        number += 1
+        try:
+            await remove_orphans(store, executors, counts)
+            if number % RETENTION_EVERY == 0:
+                await forget(store, backbone, retention, counts)
+        except Unavailable as e:
+            _log.error("the audit waits: %s", e)
 
 
 async def forget(store: Store, backbone: Backbone, retention: Retention, counts: Counter[str]) -> None:
-    """Delete what is older than its retention, in small transactions."""
+    """Delete what is older than its retention. It is looked for beside the transactions, and deleted in small ones."""
     now_ms = time.time_ns() // 1_000_000
+    activations_ms = now_ms - int(retention.activations_days * _DAY_MS)
+    log_ms = now_ms - int(retention.log_days * _DAY_MS)
+    ledger_ms = now_ms - int(retention.dedup_keep_days * _DAY_MS)
+    letters_ms = now_ms - int(retention.dead_letters_days * _DAY_MS)
 
-    def activations(tx: Tx) -> int:
-        return tx.activations.forget(now_ms - int(retention.activations_days * _DAY_MS), _ROWS_MAX)
-
-    def records(tx: Tx) -> int:
-        before = now_ms - int(retention.log_days * _DAY_MS)
-        positions = [tx.position(partition) for partition in backbone.partitions()]
-        return tx.forget_records(before, retention.log_mb << 20, min(positions, default=0), _ROWS_MAX)
-
-    def the_rest(tx: Tx) -> int:
-        letters = tx.dead_letters.forget(now_ms - int(retention.dead_letters_days * _DAY_MS))
-        ledger = tx.activations.forget_ledger(now_ms - int(retention.dedup_keep_days * _DAY_MS))
-        return letters + ledger
-
-    for name, work in (("activations", activations), ("records", records)):
-        while gone := await store.transact(work):
-            counts[f"forgotten.{name}"] += gone
-            await asyncio.sleep(0)  # turns go first
-    counts["forgotten.other"] += await store.transact(the_rest)
+    while seqs := await store.read(lambda tx: tx.activations.old(activations_ms, _ROWS_MAX)):
+        counts["forgotten.activations"] += await store.transact(partial(_forget_activations, seqs=seqs))
+    while (end := await store.read(lambda tx: _old_records(tx, backbone, log_ms, retention.log_mb << 20))) is not None:
+        counts["forgotten.records"] += await store.transact(partial(Tx.forget_records, end=end))
+    while ids := await store.read(lambda tx: tx.activations.old_ids(ledger_ms, _ROWS_MAX)):
+        counts["forgotten.ids"] += await store.transact(partial(_forget_ids, ids=ids))
+    counts["forgotten.dead_letters"] += await store.transact(lambda tx: tx.dead_letters.forget(letters_ms))
     unused = await store.read(lambda tx: tx.entities.unused_revisions())
     counts["forgotten.revisions"] += await store.transact(lambda tx: tx.entities.forget_revisions(unused))
+
+
+def _old_records(tx: Tx, backbone: Backbone, before_ms: int, bytes_max: int) -> int | None:
+    position = min((tx.position(partition) for partition in backbone.partitions()), default=0)
+    return tx.old_records(before_ms, bytes_max, position, _ROWS_MAX)
+
+
+def _forget_activations(tx: Tx, seqs: Sequence[int]) -> int:
+    return tx.activations.forget(seqs)
+
+
+def _forget_ids(tx: Tx, ids: Sequence[bytes]) -> int:
+    return tx.activations.forget_ids(ids)
 
 
 async def remove_orphans(store: Store, executors: Mapping[str, Executor], counts: Counter[str]) -> None:

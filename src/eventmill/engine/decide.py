@@ -32,6 +32,12 @@ def error(message: str) -> bytes:
     return orjson.dumps({"error": message})
 
 
+def error_of(result: bytes | None) -> dict[str, Any]:
+    """What a failed activation says, as `{"error": …}`."""
+    value = orjson.loads(result or b"{}")
+    return {"error": value.get("error")} if isinstance(value, dict) else {"error": value}
+
+
 def items_of(params: bytes) -> list[Any] | None:
     """The elements that a map runs over: the parameters' `items`, or the parameters if they are a list."""
     value = orjson.loads(params)

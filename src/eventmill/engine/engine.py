@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,18 +18,19 @@ import orjson
 
 from eventmill.backbone import Backbone, Partition
 from eventmill.config import Settings
+from eventmill.engine import requests, steps
 from eventmill.engine.flight import Flight
-from eventmill.engine.inbox import Inbox, Work
+from eventmill.engine.inbox import Inbox, Refused, Work
 from eventmill.engine.lint import Entity, Finding, lint
 from eventmill.engine.points import reached
 from eventmill.engine.rulebook import RuleBook
 from eventmill.engine.turn import Turn
 from eventmill.entities import Action, Activation, Category
-from eventmill.errors import EventmillError, InvalidEntity, Unavailable
+from eventmill.errors import EventmillError, InvalidEntity, LostPartition, Unavailable
 from eventmill.events import CloudEventsJson, Decoder
 from eventmill.executors import Attempt, Executor, Found
 from eventmill.rules import Index, explain, parse
-from eventmill.store import COLLECTIONS, DeadLetter, Row, Store, Tx
+from eventmill.store import COLLECTIONS, DeadLetter, Store, Tx
 
 _log = logging.getLogger(__name__)
 
@@ -63,11 +64,12 @@ class Engine:
         self._settings = settings
         self._decoder = decoder or CloudEventsJson()
         self._inbox = Inbox()
-        self._flight = Flight(self._window)
-        self._waiters: dict[str, list[asyncio.Future[Activation]]] = {}
+        self._flight = Flight(self._window, settings.limits.window_total)
+        self._waiters: dict[str, asyncio.Future[Activation]] = {}
         self._followers: list[asyncio.Queue[tuple[list[Activation], list[DeadLetter]]]] = []
         self._landed = asyncio.Event()
         self._draining = False
+        self._trouble = ""
         self._reader: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._deadline: int | None = None
@@ -96,12 +98,14 @@ class Engine:
     async def run(self) -> None:
         """Turn after turn, for whatever has come, until `stop`."""
         try:
-            while (work := await self._inbox.take()) is not None:
-                turn = await self._commit(work)
-                reached("committed")
-                self._hand_over(turn)
-                self._answer(work, turn)
+            while (taken := await self._inbox.take()) is not None:
+                work, readers = taken
+                await self._deal_with(work)
+                for reader in readers:
+                    if not reader.done():
+                        reader.set_result(None)
                 self._arm()
+                await asyncio.sleep(0)  # others have their turn, too, however much there is to do
         finally:
             self._stopped.set()
 
@@ -134,21 +138,20 @@ class Engine:
         """Call an action (qualified name) with these parameters. Without `wait_s`: its activation, durably recorded.
         With it: the finished activation, or the unfinished one when the time is up. Raises NotFound, Unavailable."""
         self._backbone.check_room()
+        self._check_trouble()
         payload = orjson.dumps(params)
+        waiter: asyncio.Future[Activation] = asyncio.get_running_loop().create_future()
 
         def ask(turn: Turn) -> Activation:
-            activation = turn.invoke(action, payload)
+            activation = requests.invoke(turn, action, payload)
             if wait_s:
-                self._waiters[activation.id] = [waiter]
+                self._waiters[activation.id] = waiter
             return activation
 
-        waiter: asyncio.Future[Activation] = asyncio.get_running_loop().create_future()
         activation: Activation = await self._inbox.request(ask)
-        if not wait_s:
-            await self._store.durable()
-            return activation
         try:
-            activation = await asyncio.wait_for(waiter, wait_s)
+            if wait_s:
+                activation = await asyncio.wait_for(waiter, wait_s)
         except TimeoutError:
             pass
         finally:
@@ -159,28 +162,35 @@ class Engine:
     async def fire(self, trigger: str, payload: Mapping[str, Any], *, transaction: str = "") -> str | None:
         """Fire a trigger (qualified name) by hand; the id of the record, None if no rule is active. Raises NotFound."""
         self._backbone.check_room()
-        raw = orjson.dumps(payload)
-        id: str | None = await self._inbox.request(lambda turn: turn.fire(trigger, raw))
-        await self._store.durable()
+        id: str | None = await self._ask(partial(requests.fire, qualified=trigger, payload=orjson.dumps(payload)))
         return id
 
     async def cancel(self, id: str) -> Activation:
         """End an activation and its steps. Raises NotFound, or Conflict if it has ended."""
-        row: Activation = await self._inbox.request(lambda turn: turn.cancel(id))
-        await self._store.durable()
+        row: Activation = await self._ask(partial(requests.cancel, id=id))
         return row
 
     async def replay(self, id: str) -> Activation:
         """Another attempt of a failed or cancelled activation. Raises NotFound or Conflict."""
-        row: Activation = await self._inbox.request(lambda turn: turn.replay(id))
-        await self._store.durable()
+        row: Activation = await self._ask(partial(requests.replay, id=id))
         return row
 
     async def replay_letter(self, seq: int) -> str:
         """Deal with a dead letter again; says what was done. Raises NotFound or Conflict."""
-        done: str = await self._inbox.request(lambda turn: turn.replay_letter(seq))
-        await self._store.durable()
+        done: str = await self._ask(partial(requests.replay_letter, seq=seq))
         return done
+
+    async def _ask(self, ask: Callable[[Turn], Any]) -> Any:
+        """Ask something of a turn; returns when the answer is durable."""
+        self._check_trouble()
+        answer = await self._inbox.request(ask)
+        await self._store.durable()
+        return answer
+
+    def _check_trouble(self) -> None:
+        """Who asks has an answer at once, also when there will be no turn for a while."""
+        if self._trouble:
+            raise Unavailable(self._trouble)
 
     def follow(self) -> AsyncIterator[tuple[list[Activation], list[DeadLetter]]]:
         """What finishes, and what becomes a dead letter, from this call on, in lists."""
@@ -228,6 +238,7 @@ class Engine:
     def status(self) -> dict[str, Any]:
         """How it is doing: `ready`, `reasons` why not, and counts."""
         reasons = [f"the engine has stopped: {self.problem}"] if self.problem is not None else []
+        reasons += [self._trouble] if self._trouble else []
         try:
             self._backbone.check_room()
         except Unavailable as e:
@@ -244,34 +255,85 @@ class Engine:
 
     # the turn
 
-    async def _commit(self, work: Work) -> Turn:
-        """Commit a turn. On a full disk everything waits until there is room; nothing is lost meanwhile."""
+    async def _deal_with(self, work: Work) -> None:
+        """Commit what has come in one turn. If that can't be done, one thing at a time, so that the one that is the
+        matter is found and put aside, and nothing else suffers."""
+        try:
+            turn = await self._commit(partial(self._turn, work=work), work)
+        except (LostPartition, Unavailable):
+            raise
+        except Exception as e:
+            if not len(work):
+                raise
+            if len(work) > 1:
+                _log.exception("a turn can't be committed: going through it one by one")
+                for single in work.singles():
+                    await self._deal_with(single)
+                return
+            turn = await self._put_aside(work, e)
+        reached("committed")
+        self._hand_over(turn)
+        self._answer(work, turn)
+
+    async def _put_aside(self, work: Work, error: Exception) -> Turn:
+        """The one thing that can't be dealt with: a dead letter, a failed activation, or an error for who has asked."""
+        reason = f"internal error: {type(error).__name__}: {error}"
+        _log.error("can't be dealt with, and is put aside: %s", reason, exc_info=error)
+        self.counts["internal_errors"] += 1
+        for request in work.requests:
+            request.refuse(error if isinstance(error, EventmillError) else Unavailable(reason))
+        work.requests.clear()
+
+        def put_aside(tx: Tx) -> Turn:
+            turn = self._new_turn(tx)
+            for batch in work.batches:
+                turn.refuse_record(reason, batch, batch.offsets[0], batch.values[0])
+                tx.advance(batch.partition, batch.position)
+            for executor, reports in work.reports:
+                turn.fail(executor, reports, reason)
+            turn.write()
+            return turn
+
+        return await self._commit(put_aside, work)
+
+    async def _commit(self, work_on: Callable[[Tx], Turn], work: Work) -> Turn:
+        """Commit a turn. On a full disk it waits until there is room; nothing is lost meanwhile."""
         while True:
             try:
-                return await self._store.transact(lambda tx: self._turn(tx, work))
+                turn = await self._store.transact(work_on)
+                self._trouble = ""
+                return turn
+            except Refused as refused:  # without it, the turn is done again: nothing of it remains
+                refused.request.refuse(refused.error)
+                work.requests.remove(refused.request)
             except Unavailable as e:
-                _log.error("can't record anything, reading is paused: %s", e)
-                await asyncio.sleep(_NO_ROOM_S)
-            except Exception as e:
+                self._trouble = f"nothing can be recorded: {e}"
+                _log.error("%s; reading is paused", self._trouble)
                 for request in work.requests:
-                    request.fail(e if isinstance(e, EventmillError) else Unavailable(f"the engine failed: {e}"))
-                raise
+                    request.refuse(e)
+                work.requests.clear()
+                if self._inbox.closed:
+                    raise
+                await asyncio.sleep(_NO_ROOM_S)
 
-    def _turn(self, tx: Tx, work: Work) -> Turn:
+    def _new_turn(self, tx: Tx) -> Turn:
         for partition in self._backbone.partitions():
             tx.hold(partition)
         self.book.catch_up(tx)
-        turn = Turn(
+        return Turn(
             tx=tx, book=self.book, flight=self._flight, limits=self._settings.limits, decoder=self._decoder,
             now_ms=time.time_ns() // 1_000_000, partitions=self._backbone.partitions(), queue_of=self._queue_of,
         )  # fmt: skip
+
+    def _turn(self, tx: Tx, work: Work) -> Turn:
+        turn = self._new_turn(tx)
         if work.reports:
             reached("reported")
         for executor, reports in work.reports:
             turn.take_reports(executor, reports)
         for request in work.requests:
             request.run(turn)
-        for batch, _ in work.batches:
+        for batch in work.batches:
             reached("read")
             turn.take_batch(batch)
             reached("matched")
@@ -283,13 +345,10 @@ class Engine:
 
     def _hand_over(self, turn: Turn) -> None:
         """After the commit: what the outside has to do."""
-        self._flight.alive.update(turn.alive)
+        self._flight.apply(turn.changes, turn.now_ms)
         attempts: dict[str, list[Attempt]] = {}
-        for activation, action in turn.handed:
-            name = self._executor_name(action)
-            queue = self._queue_of(action)
-            self._flight.take(activation.id, queue or "")
-            attempts.setdefault(name, []).append(_attempt(activation, action))
+        for activation, action in turn.handed.values():
+            attempts.setdefault(self._executor_name(action), []).append(_attempt(activation, action))
         for name, batch in attempts.items():
             self._executors[name].submit(batch)
         if attempts:
@@ -298,12 +357,8 @@ class Engine:
             self._executors.get(queue, self._executors[FUNCTIONS]).cancel({id: handle})
         if turn.accepted or turn.ended:
             self._background(self._after_sync(turn.accepted, turn.ended))
-        self._spread_on(turn.more)
-
-    def _spread_on(self, maps: Iterable[str]) -> None:
-        """Maps get their next elements in the next turn, so that a large one holds nobody up."""
-        for id in maps:
-            self._inbox.request(partial(Turn.spread, id=id))
+        for ask in turn.more:
+            self._inbox.request(ask).add_done_callback(_log_refusal)
 
     async def _after_sync(self, accepted: Sequence[tuple[str, str]], ended: Sequence[tuple[str, str]]) -> None:
         """What must not happen before its record is durable: a job's start, and forgetting its end."""
@@ -319,18 +374,15 @@ class Engine:
                 executor.forget(handles)
 
     def _answer(self, work: Work, turn: Turn) -> None:
-        """After the commit: those who wait."""
+        """After the commit: those who wait, and the counts."""
         if turn.finished:
             reached("recorded")
         for request in work.requests:
             request.settle()
-        for _, done in work.batches:
-            if not done.done():
-                done.set_result(None)
         for row in turn.finished:
-            for waiter in self._waiters.pop(row.id, ()):
-                if not waiter.done():
-                    waiter.set_result(row)
+            waiter = self._waiters.pop(row.id, None)
+            if waiter is not None and not waiter.done():
+                waiter.set_result(row)
         if work.reports:
             self._landed.set()
         if turn.finished or turn.letters:
@@ -340,9 +392,12 @@ class Engine:
             self._deadline = turn.deadline
         elif turn.deadline is not None:
             self._deadline = min(self._deadline or turn.deadline, turn.deadline)
-        self.counts["matches"] += turn.matched
-        self.counts["records"] += sum(len(batch.values) for batch, _ in work.batches)
+        self._count(work, turn)
+
+    def _count(self, work: Work, turn: Turn) -> None:
         self.counts["turns"] += 1
+        self.counts["matches"] += turn.matched
+        self.counts["records"] += sum(len(batch.values) for batch in work.batches)
         for row in turn.finished:
             self.counts[f"{row.category}.{row.state}"] += 1
         for letter in turn.letters:
@@ -415,29 +470,48 @@ class Engine:
         rows = await self._store.transact(lambda tx: tx.activations.under_way(partition.id))
         found: dict[str, Found] = {}
         for name, executor in self._executors.items():
-            mine = [id for id, queue, _ in rows if (queue if queue in self._executors else FUNCTIONS) == name]
-            found.update(await executor.find(mine))
-        kept = {id: (queue, handle) for id, queue, handle in rows if _goes_on(found.get(id), handle)}
-        lost = {id: handle for id, _, handle in rows if handle is not None and id not in found}
-        back = [id for id, _, _ in rows if id not in kept and id not in lost]
-        maps = await self._store.transact(lambda tx: self._restore(tx, partition, back, found))
-        for id, (queue, handle) in kept.items():
-            self._flight.take(id, queue)
-            if handle is not None and found[id].running:
-                self._executors[queue].release([handle])
+            found.update(await executor.find([row.id for row in rows if self._runs(row) == name]))
+        kept = [row for row in rows if _goes_on(found.get(row.id), row.handle)]
+        lost = {row.id: row.handle for row in rows if row.handle is not None and row.id not in found}
+        back = [row.id for row in rows if row not in kept and row.id not in lost]
+        more = await self._store.transact(lambda tx: self._restore(tx, back, found))
+        for row in kept:
+            self._keep(row, found[row.id])
         if lost:
-            self._inbox.request(lambda turn: turn.lose(lost))
-        self._spread_on(row.id for row in maps)
+            more.append(partial(Turn.lose, lost=lost))
+        for ask in more:
+            self._inbox.request(ask).add_done_callback(_log_refusal)
 
-    def _restore(self, tx: Tx, partition: Partition, back: Sequence[str], found: Mapping[str, Found]) -> list[Row]:
-        died = [id for id in back if id in found and found[id].interrupted]
-        tx.activations.take_back(died, interrupted=True)
-        tx.activations.take_back([id for id in back if id not in set(died)], interrupted=False)
-        self._flight.waits(*tx.activations.queues())
+    def _runs(self, row: Activation) -> str:
+        """The executor that had it."""
+        return row.queue if row.queue in self._executors else FUNCTIONS
+
+    def _keep(self, row: Activation, found: Found) -> None:
+        """A job that is still there goes on, or is ended if somebody has asked for that."""
+        self._flight.take(row.id, row.queue)
+        executor = self._executors[self._runs(row)]
+        if row.cancelled:
+            executor.cancel({row.id: row.handle})
+        elif row.handle is not None and found.running:
+            executor.release([row.handle])
+
+    def _restore(self, tx: Tx, back: Sequence[str], found: Mapping[str, Found]) -> list[Callable[[Turn], Any]]:
+        """Put back what was handed over, and count again; returns what is left for the first turns."""
+        died = {id for id in back if id in found and found[id].interrupted}
+        tx.activations.take_back(list(died), interrupted=True)
+        tx.activations.take_back([id for id in back if id not in died], interrupted=False)
+        self._flight.wait(*tx.activations.queues())
         self._flight.alive.clear()
         self._flight.alive.update(tx.activations.alive_by_namespace())
         self._deadline = tx.activations.next_deadline()
-        return tx.activations.running_maps(partition.id)
+        spread = [partial(steps.spread_on, id=id) for id in tx.activations.unspread_maps()]
+        return [*spread, *(partial(steps.end_on, id=id) for id in tx.activations.ended_with_steps())]
+
+
+def _log_refusal(done: asyncio.Future[Any]) -> None:
+    """What the engine asks of itself has nobody to be told."""
+    if not done.cancelled() and (error := done.exception()) is not None:
+        _log.error("a map or chain can't go on: %s", error)
 
 
 def _documents(tx: Tx, namespace: str) -> list[Entity]:

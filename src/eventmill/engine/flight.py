@@ -2,21 +2,53 @@
 
 A queue is whose turn an activation waits for: an action's (functions) or a batch system's (jobs). Only the next few of
 each are handed over; the rest wait on disk in the order in which they came. All of it can be rebuilt from the store.
-A turn looks only at queues in which something has changed, so that very many that wait cost nothing either.
+
+A turn reads it, collects what it changes in `Changes`, and these are applied after its commit: a turn that is rolled
+back has changed nothing. It looks only at queues in which something has changed, so that very many that wait cost
+nothing either.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Changes:
+    """What a turn does to the queues."""
+
+    taken: dict[str, str] = field(default_factory=dict)
+    """Handed over: activation → queue."""
+    landed: dict[str, str] = field(default_factory=dict)
+    """Attempts that have ended: activation → queue."""
+    waits: set[str] = field(default_factory=set)
+    """Queues in which something waits on disk now."""
+    looked_at: set[str] = field(default_factory=set)
+    emptied: set[str] = field(default_factory=set)
+    """Queues in which nothing waits on disk any more, but for retries that are not due yet."""
+    due: list[tuple[int, str]] = field(default_factory=list)
+    """When retries are due (epoch ms), with their queue."""
+    alive: Counter[str] = field(default_factory=Counter)
+    """Activations begun, less those that have finished, by namespace."""
+    room: Counter[str] = field(default_factory=Counter)
+    """What landings less handings have changed of each queue's room."""
+
+    def wait(self, queue: str) -> None:
+        """Something waits on disk in this queue."""
+        self.waits.add(queue)
+        self.emptied.discard(queue)
+        self.looked_at.discard(queue)
 
 
 class Flight:
-    """Counts of what is under way. `window(queue)`: how many of a queue may be handed over at once."""
+    """`window(queue)`: how many of a queue may be handed over at once; `total`: of all together."""
 
-    def __init__(self, window: Callable[[str], int]) -> None:
+    def __init__(self, window: Callable[[str], int], total: int) -> None:
         self._window = window
+        self._total = total
         self._queue_of: dict[str, str] = {}
         self._count: Counter[str] = Counter()
         self._backlog: set[str] = set()
@@ -26,9 +58,72 @@ class Flight:
         self.alive: Counter[str] = Counter()
         """Activations that have not finished, by namespace."""
 
-    def room(self, queue: str) -> int:
-        """How many more of this queue may be handed over."""
-        return self._window(queue) - self._count[queue]
+    def __contains__(self, id: object) -> bool:
+        return id in self._queue_of
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._queue_of)
+
+    def __len__(self) -> int:
+        return len(self._queue_of)
+
+    def queue(self, id: str) -> str:
+        """The queue of an activation that is under way."""
+        return self._queue_of[id]
+
+    def room(self, queue: str, changes: Changes) -> int:
+        """How many more of this queue may be handed over, in a turn with these changes so far."""
+        own = self._window(queue) - self._count[queue] + changes.room[queue]
+        return min(own, self._total - len(self._queue_of) - len(changes.taken) + len(changes.landed))
+
+    def has_backlog(self, queue: str, changes: Changes) -> bool:
+        """Whether some of it may wait on disk: then nothing new may overtake it."""
+        return queue in changes.waits or (queue in self._backlog and queue not in changes.emptied)
+
+    def next_due(self) -> int | None:
+        """When the next retry is due (epoch ms)."""
+        return self._due[0][0] if self._due else None
+
+    def hungry(self, now_ms: int, changes: Changes) -> list[tuple[str, int]]:
+        """Queues to be filled from disk, with how many: those that have run half empty (in lists, not one by one)."""
+        landed = {queue for queue in changes.landed.values() if queue in self._backlog}
+        due = {queue for due_ms, queue in self._due_until(now_ms)}
+        found = []
+        for queue in self._changed | changes.waits | landed | due:
+            room = self.room(queue, changes)
+            hungry = room > 0 and 2 * room >= min(self._window(queue), self._total)
+            if hungry:
+                found.append((queue, room))
+            # one that has something under way comes back when that lands; one that has not is looked at again
+            if hungry or self._count[queue] > changes.room[queue]:
+                changes.looked_at.add(queue)
+        return found
+
+    def _due_until(self, now_ms: int) -> Iterator[tuple[int, str]]:
+        """What is due, without taking it off the heap: that is done when the turn is committed."""
+        for due in self._due if self._due and self._due[0][0] <= now_ms else ():
+            if due[0] <= now_ms:
+                yield due
+
+    def apply(self, changes: Changes, now_ms: int) -> None:
+        """The turn is committed."""
+        self.alive.update(changes.alive)
+        while self._due and self._due[0][0] <= now_ms:
+            self.wait(heapq.heappop(self._due)[1])
+        self.wait(*changes.waits)
+        self._changed -= changes.looked_at
+        self._backlog -= changes.emptied
+        for id in changes.landed:
+            self.land(id)
+        for id, queue in changes.taken.items():
+            self.take(id, queue)
+        for due in changes.due:
+            heapq.heappush(self._due, due)
+
+    def wait(self, *queues: str) -> None:
+        """Something waits on disk in these."""
+        self._backlog.update(queues)
+        self._changed.update(queues)
 
     def take(self, id: str, queue: str) -> None:
         """This activation is handed over."""
@@ -45,51 +140,3 @@ class Flight:
                 del self._count[queue]
             if queue in self._backlog:
                 self._changed.add(queue)
-
-    def queue(self, id: str) -> str:
-        """The queue of an activation that is under way."""
-        return self._queue_of[id]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._queue_of)
-
-    def __len__(self) -> int:
-        return len(self._queue_of)
-
-    # what waits on disk
-
-    def waits(self, *queues: str) -> None:
-        """Something waits on disk in these."""
-        self._backlog.update(queues)
-        self._changed.update(queues)
-
-    def has_backlog(self, queue: str) -> bool:
-        """Whether more of it may wait on disk: then nothing new may overtake it."""
-        return queue in self._backlog
-
-    def emptied(self, queue: str, next_due_ms: int | None) -> None:
-        """Nothing waits on disk in this one any more, but for retries that are not due yet."""
-        self._backlog.discard(queue)
-        if next_due_ms is not None:
-            self.wake_at(queue, next_due_ms)
-
-    def wake_at(self, queue: str, due_ms: int) -> None:
-        """A retry in this queue is due then."""
-        heapq.heappush(self._due, (due_ms, queue))
-
-    def next_due(self) -> int | None:
-        """When the next retry is due (epoch ms)."""
-        return self._due[0][0] if self._due else None
-
-    def hungry(self, now_ms: int) -> Iterable[tuple[str, int]]:
-        """Queues to be filled from disk, with how many: those that have run half empty (in lists, not one by one)."""
-        while self._due and self._due[0][0] <= now_ms:
-            self.waits(heapq.heappop(self._due)[1])
-        found: list[tuple[str, int]] = []
-        for queue in self._changed:
-            room = self.room(queue)
-            if 2 * room >= self._window(queue):
-                found.append((queue, room))
-        # one that is still more than half full will land something, which brings it back here
-        self._changed.clear()
-        return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,26 +13,35 @@ from eventmill.errors import EventmillError
 from eventmill.executors import Report
 
 
-@dataclass(slots=True)
+class Refused(Exception):
+    """A request that a turn has refused, perhaps half-way: the turn has to be done again without it."""
+
+    def __init__(self, request: Request, error: EventmillError) -> None:
+        super().__init__(str(error))
+        self.request = request
+        self.error = error
+
+
+@dataclass(slots=True, eq=False)
 class Request:
     """Something that somebody asks of a turn; the future gets the answer when the turn is committed."""
 
     ask: Callable[[Turn], Any]
     future: asyncio.Future[Any]
     answer: Any = None
-    refused: EventmillError | None = None
 
     def run(self, turn: Turn) -> None:
+        """Raises Refused if the answer is no."""
         try:
             self.answer = self.ask(turn)
         except EventmillError as e:
-            self.refused = e
+            raise Refused(self, e) from e
 
     def settle(self) -> None:
         if not self.future.done():
-            self.future.set_exception(self.refused) if self.refused else self.future.set_result(self.answer)
+            self.future.set_result(self.answer)
 
-    def fail(self, error: BaseException) -> None:
+    def refuse(self, error: BaseException) -> None:
         if not self.future.done():
             self.future.set_exception(error)
 
@@ -41,9 +50,24 @@ class Request:
 class Work:
     """The lists of one turn."""
 
-    batches: list[tuple[Batch, asyncio.Future[None]]] = field(default_factory=list)
+    batches: list[Batch] = field(default_factory=list)
     reports: list[tuple[str, list[Report]]] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        records = sum(len(batch.values) for batch in self.batches)
+        return records + sum(len(reports) for _, reports in self.reports) + len(self.requests)
+
+    def singles(self) -> Iterator[Work]:
+        """The same, one thing at a time, in an order in which it could have come."""
+        for executor, reports in self.reports:
+            for report in reports:
+                yield Work(reports=[(executor, [report])])
+        for request in self.requests:
+            yield Work(requests=[request])
+        for batch in self.batches:
+            for offset, value in zip(batch.offsets, batch.values, strict=True):
+                yield Work(batches=[Batch(batch.partition, [value], [offset], offset)])
 
 
 class Inbox:
@@ -51,13 +75,15 @@ class Inbox:
 
     def __init__(self) -> None:
         self._work = Work()
+        self._done: list[asyncio.Future[None]] = []
         self._arrived = asyncio.Event()
-        self._closed = False
+        self.closed = False
 
     async def batch(self, batch: Batch) -> None:
-        """Put a batch; returns when it has been dealt with, so that a reader is never more than one batch ahead."""
+        """Put a batch; returns when it has been taken and dealt with, so that a reader is never more than one ahead."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._work.batches.append((batch, done))
+        self._work.batches.append(batch)
+        self._done.append(done)
         self._arrived.set()
         await done
 
@@ -77,12 +103,20 @@ class Inbox:
         self._arrived.set()
 
     def close(self) -> None:
-        self._closed = True
+        """Nothing more is waited for; what has come is still taken, but for records, which stay in the log."""
+        self.closed = True
         self._arrived.set()
 
-    async def take(self) -> Work | None:
-        """All that has come, as soon as there is something; None when the inbox is closed."""
-        await self._arrived.wait()
-        self._arrived.clear()
+    async def take(self) -> tuple[Work, list[asyncio.Future[None]]] | None:
+        """All that has come, as soon as there is something, and who waits for its batches; None when it is closed and
+        empty."""
+        if not self.closed:
+            await self._arrived.wait()
+            self._arrived.clear()
         work, self._work = self._work, Work()
-        return None if self._closed and not (work.reports or work.requests) else work
+        done, self._done = self._done, []
+        if self.closed:
+            work.batches.clear()
+            if not len(work):
+                return None
+        return work, done

@@ -1,7 +1,7 @@
 """Plain dataclasses of actions, rules and activations, their ids and states. No I/O of any kind."""
 
 from eventmill.entities import ids
-from eventmill.entities.model import Action, Activation, Category, Document, Limits, Rule, Status
+from eventmill.entities.model import Action, Activation, Category, Document, Limits, MapState, Rule, Status
 from eventmill.entities.states import TRANSITIONS, State, check_transition
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Category",
     "Document",
     "Limits",
+    "MapState",
     "Rule",
     "State",
     "Status",

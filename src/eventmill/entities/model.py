@@ -107,6 +107,18 @@ class Status(IntEnum):
         return ("success", "application error", "action developer error", "whisk internal error")[self]
 
 
+@dataclass(slots=True)
+class MapState:
+    """How far a map is: `spread` of `count` elements have an activation, `left` have not finished, `failed` failed.
+    `component`: the revision that is run for each, pinned when the map began."""
+
+    component: int
+    count: int
+    spread: int
+    left: int
+    failed: int
+
+
 @dataclass(slots=True, kw_only=True)
 class Activation:
     """One run of one action for one cause (a row of the store). Times are epoch milliseconds."""
@@ -158,4 +170,8 @@ class Activation:
     """How many completions lie between the first event and this one: the loop guard."""
     traceparent: str | None = None
     chain: bytes | None = None
-    """A sequence's or map's own state, JSON: pinned components and how far it is."""
+    """A sequence's components, pinned as revisions when it began: a JSON list."""
+    queue: str = ""
+    """Whose turn it waits for: its action's, or its batch system's; "" for what waits for nobody."""
+    seq: int = 0
+    """Its place in the order of recording; 0 until it is recorded."""

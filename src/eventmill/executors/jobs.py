@@ -22,7 +22,8 @@ import orjson
 
 from eventmill.entities import Status
 from eventmill.entities.submit import DESCRIPTION_BYTES_MAX, BoundDescription, Description, parse
-from eventmill.errors import InvalidArchive, InvalidDescription
+from eventmill.errors import InvalidArchive, InvalidDescription, InvalidEvent
+from eventmill.events.codec import parse_json
 from eventmill.executors.archive import check_directory
 
 DESCRIPTION_FILE = "job.sub"
@@ -171,9 +172,9 @@ def _result(left: bytes | None, bytes_max: int) -> Any:
     if len(left) > bytes_max:
         raise ValueError(f"{RESULT_FILE} is larger than the {bytes_max} bytes allowed; leave large results in files")
     try:
-        value = orjson.loads(left)
-    except orjson.JSONDecodeError as e:
-        raise ValueError(f"{RESULT_FILE} is not JSON: {e}") from None
+        value = parse_json(left)
+    except InvalidEvent as e:
+        raise ValueError(f"{RESULT_FILE}: {e}") from None
     if not isinstance(value, dict | list):
         raise ValueError(f"{RESULT_FILE} holds a {type(value).__name__}; a JSON object is needed")
     return value

@@ -1,6 +1,5 @@
 """Entities, activations, ledger, dead letters and positions: all that must be written together, in one place."""
 
-from eventmill.store.activations import Row
 from eventmill.store.base import Store, Tx
 from eventmill.store.dead_letters import DeadLetter
 from eventmill.store.entities import COLLECTIONS, Change, Entities, Stored, to_action
@@ -13,7 +12,6 @@ __all__ = [
     "DeadLetter",
     "Entities",
     "Identity",
-    "Row",
     "SqliteStore",
     "Store",
     "Stored",

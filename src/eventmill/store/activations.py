@@ -8,36 +8,30 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
-from sqlalchemy import Connection, and_, delete, func, insert, select, update
+from sqlalchemy import Connection, func, insert, select
 
-from eventmill.entities import Activation, Category, State, Status, check_transition
+from eventmill.entities import Activation, Category, MapState, State, Status, check_transition
 from eventmill.errors import NotFound
 from eventmill.store import schema
 
+T = TypeVar("T")
 _CHUNK = 500
 """Ids in one IN (…): SQLite allows 32,766 variables, and long statements are not reused."""
 
+_RENAMED = {"index": "idx"}  # INDEX is a word of SQL's
 _FIELDS = tuple(f.name for f in fields(Activation))
-_COLUMNS = ("seq", "queue", *("idx" if name == "index" else name for name in _FIELDS))
-_QUOTED = tuple(f'"{c}"' for c in _COLUMNS)
-_SELECT = f"SELECT {', '.join(_QUOTED)} FROM activations"
-_INSERT = f"INSERT INTO activations ({', '.join(_QUOTED[1:])}) VALUES ({', '.join('?' * (len(_COLUMNS) - 1))})"
+_COLUMNS = tuple(f'"{_RENAMED.get(name, name)}"' for name in _FIELDS)
+_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM activations"
+_INSERT = f"INSERT INTO activations ({', '.join(_COLUMNS[:-1])}) VALUES ({', '.join('?' * (len(_COLUMNS) - 1))})"
 _FINISH = (
     "UPDATE activations SET state=?, attempt=?, attempts_left=?, finishes=?, due=?, started=?, ended=?, handle=?,"
     ' status=?, result=?, logs=?, "usage"=? WHERE seq=?'
 )
+_LARGE = ('"params"', '"result"', '"logs"')
 _LEDGER = "INSERT INTO ledger (id, time) VALUES (?, ?)"
-
-
-class Row(Activation):
-    """An activation as it stands in the store: with its place in the order, and the queue that it waits in."""
-
-    __slots__ = ("queue", "seq")
-    seq: int
-    queue: str
 
 
 class Activations:
@@ -59,27 +53,33 @@ class Activations:
             found.update(row[0].hex() for row in rows)
         return found
 
-    def insert(self, activations: Sequence[tuple[str, Activation]]) -> None:
-        """Record new activations, each with the queue that it waits in, and note them in the ledger."""
-        self._many(_INSERT, [_values(queue, a) for queue, a in activations])
-        self._many(_LEDGER, [(bytes.fromhex(a.id), a.created) for _, a in activations])
+    def insert(self, activations: Sequence[Activation]) -> None:
+        """Record new activations, and note them in the ledger. Each gets its `seq`."""
+        if not activations:
+            return
+        self._driver.executemany(_INSERT, [_values(a) for a in activations])
+        self._driver.executemany(_LEDGER, [(bytes.fromhex(a.id), a.created) for a in activations])
+        # rows of one transaction are numbered without a gap: nobody else writes meanwhile
+        last = self._driver.execute("SELECT max(seq) FROM activations").fetchone()[0]
+        for seq, activation in enumerate(activations, last + 1 - len(activations)):
+            activation.seq = seq
 
-    def get(self, id: str) -> Row:
+    def get(self, id: str) -> Activation:
         """One activation. Raises NotFound."""
         for row in self.get_many([id]).values():
             return row
         raise NotFound(f"there is no activation {id}")
 
-    def get_many(self, ids: Iterable[str]) -> dict[str, Row]:
+    def get_many(self, ids: Iterable[str]) -> dict[str, Activation]:
         """Those of these that have a row."""
-        found: dict[str, Row] = {}
+        found: dict[str, Activation] = {}
         for chunk in _chunks(list(ids)):
             marks = ",".join("?" * len(chunk))
             for row in self._rows(f"WHERE id IN ({marks})", tuple(bytes.fromhex(i) for i in chunk)):
                 found[row.id] = row
         return found
 
-    def save(self, rows: Sequence[tuple[State, Row]]) -> None:
+    def save(self, rows: Sequence[tuple[State, Activation]]) -> None:
         """Write rows back that have changed (a transition from the given old state, or none).
 
         Raises IllegalTransition for a state that can't follow the old one: nothing is written then.
@@ -98,10 +98,6 @@ class Activations:
             ],
         )  # fmt: skip
 
-    def save_chain(self, row: Row) -> None:
-        """Write a chain's own state."""
-        self._driver.execute("UPDATE activations SET chain=? WHERE seq=?", (row.chain, row.seq))
-
     def hand(self, seqs: Sequence[int]) -> None:
         """Pending rows are handed over."""
         self._many(
@@ -109,7 +105,7 @@ class Activations:
             [(int(State.HANDED), seq, int(State.PENDING)) for seq in seqs],
         )
 
-    def pending(self, queue: str, now_ms: int, limit: int) -> list[Row]:
+    def pending(self, queue: str, now_ms: int, limit: int) -> list[Activation]:
         """The next of a queue whose turn has come: first come, first served; retries from their due time on."""
         return list(
             self._rows(
@@ -133,24 +129,36 @@ class Activations:
         )
         return [row[0] for row in rows]
 
-    def under_way(self, partition: int) -> list[tuple[str, str, str | None]]:
-        """(id, queue, handle) of what executors had when the last owner of the partition ended."""
+    def under_way(self, partition: int) -> list[Activation]:
+        """What executors had when the last owner of the partition ended (without parameters, result and logs)."""
+        columns = ", ".join("x''" if c in _LARGE else c for c in _COLUMNS)
         rows = self._driver.execute(
-            "SELECT id, queue, handle FROM activations"
+            f"SELECT {columns} FROM activations"
             " WHERE state IN (2, 3, 4) AND state<5 AND partition=? AND category IN ('function', 'job') ORDER BY seq",
             (partition,),
         )
-        return [(row[0].hex(), row[1], row[2]) for row in rows]
+        return [_row(row) for row in rows]
 
-    def running_maps(self, partition: int) -> list[Row]:
-        """Maps that have not finished: some of their elements may not have an activation yet."""
-        where = "WHERE state=? AND state<5 AND partition=? AND category='map'"
-        return list(self._rows(where, (int(State.RUNNING), partition)))
+    def unspread_maps(self) -> list[str]:
+        """Running maps of which some elements have no activation yet."""
+        rows = self._driver.execute(
+            "SELECT a.id FROM maps m JOIN activations a ON a.id=m.activation WHERE m.spread<m.count AND a.state=?",
+            (int(State.RUNNING),),
+        )
+        return [row[0].hex() for row in rows]
+
+    def ended_with_steps(self) -> list[str]:
+        """Chains and maps that have ended while some of their steps have not: somebody has cancelled them."""
+        rows = self._driver.execute(
+            "SELECT DISTINCT p.id FROM activations s JOIN activations p ON p.id=s.parent"
+            " WHERE s.state<5 AND s.cancelled=0 AND s.parent IS NOT NULL AND p.state>=5"
+        )
+        return [row[0].hex() for row in rows]
 
     def take_back(self, ids: Sequence[str], *, interrupted: bool) -> None:
         """What was handed over waits again; `interrupted` counts the death of the server that had started it."""
         self._many(
-            "UPDATE activations SET state=?, due=0, interruptions=interruptions+? WHERE id=? AND state IN (2, 3, 4)",
+            "UPDATE activations SET state=?, interruptions=interruptions+? WHERE id=? AND state IN (2, 3, 4)",
             [(int(State.PENDING), int(interrupted), bytes.fromhex(i)) for i in ids],
         )
 
@@ -158,7 +166,7 @@ class Activations:
         rows = self._driver.execute("SELECT namespace, count(*) FROM activations WHERE state<5 GROUP BY 1")
         return {row[0]: int(row[1]) for row in rows}
 
-    def overdue(self, now_ms: int, limit: int) -> list[Row]:
+    def overdue(self, now_ms: int, limit: int) -> list[Activation]:
         """Chains whose time is up."""
         return list(
             self._rows(
@@ -172,10 +180,42 @@ class Activations:
         ).fetchone()
         return None if row[0] is None else int(row[0])
 
-    def steps(self, parent: str, *, alive: bool | None = None) -> Iterator[Row]:
-        """The steps of a chain or elements of a map, in order; only those alive, or only those that have ended."""
-        which = {None: "", True: " AND state<5", False: " AND state>=5"}[alive]
-        return self._rows(f"WHERE parent=? AND parent IS NOT NULL{which} ORDER BY idx, seq", (bytes.fromhex(parent),))
+    def steps(self, parent: str, *, alive: bool = False, limit: int = -1) -> Iterator[Activation]:
+        """The steps of a chain or elements of a map, in order; `alive`: only those that have not ended, and that nobody
+        has asked to end."""
+        which = " AND state<5 AND cancelled=0" if alive else ""
+        where = f"WHERE parent=? AND parent IS NOT NULL{which} ORDER BY idx, seq LIMIT ?"
+        return self._rows(where, (bytes.fromhex(parent), limit))
+
+    def last_step(self, parent: str) -> Activation | None:
+        """The newest step of a chain."""
+        where = "WHERE parent=? AND parent IS NOT NULL ORDER BY idx DESC, seq DESC LIMIT 1"
+        return next(self._rows(where, (bytes.fromhex(parent),)), None)
+
+    def succeeded_steps(self, parent: str) -> int:
+        row = self._driver.execute(
+            "SELECT count(*) FROM activations WHERE parent=? AND parent IS NOT NULL AND state=?",
+            (bytes.fromhex(parent), int(State.SUCCEEDED)),
+        ).fetchone()
+        return int(row[0])
+
+    # maps
+
+    def map_state(self, id: str) -> MapState:
+        """How far a map is. Raises NotFound."""
+        row = self._driver.execute(
+            'SELECT component, count, spread, "left", failed FROM maps WHERE activation=?', (bytes.fromhex(id),)
+        ).fetchone()
+        if row is None:
+            raise NotFound(f"activation {id} is no map")
+        return MapState(*row)
+
+    def save_map_states(self, states: Mapping[str, MapState]) -> None:
+        self._many(
+            'INSERT OR REPLACE INTO maps (activation, component, count, spread, "left", failed)'
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            [(bytes.fromhex(id), s.component, s.count, s.spread, s.left, s.failed) for id, s in states.items()],
+        )
 
     def newest(
         self,
@@ -187,7 +227,7 @@ class Activations:
         states: Sequence[State] = (),
         since_ms: int | None = None,
         upto_ms: int | None = None,
-    ) -> list[Row]:
+    ) -> list[Activation]:
         """The newest first. `name`: an action's name, with its package."""
         where, values = self._filter(namespace, name, states, since_ms, upto_ms)
         return list(
@@ -221,31 +261,42 @@ class Activations:
             parts.append(("created<=?", (upto_ms,)))
         return " AND ".join(p[0] for p in parts), tuple(v for p in parts for v in p[1])
 
-    def forget(self, before_ms: int, limit: int) -> int:
-        """Delete finished activations that ended before, unless they are steps of a chain that still runs; the ledger
-        stays. Returns how many."""
-        t = schema.activations
-        parent = t.alias()
-        running = select(parent.c.seq).where(and_(parent.c.id == t.c.parent, parent.c.state < State.SUCCEEDED)).exists()
-        ended = func.coalesce(t.c.ended, t.c.created) < before_ms
-        old = (
-            select(t.c.seq)
-            .where(and_(t.c.state >= State.SUCCEEDED, t.c.created < before_ms, ended, ~running))
-            .order_by(t.c.seq)
-            .limit(limit)
+    def old(self, before_ms: int, limit: int) -> list[int]:
+        """Finished activations that ended before, unless they are steps of a chain that still runs, or a dead letter
+        may want them back: their `seq`."""
+        rows = self._driver.execute(
+            "SELECT seq FROM activations a WHERE state>=5 AND created<? AND coalesce(ended, created)<?"
+            " AND NOT EXISTS (SELECT 1 FROM activations p WHERE p.id=a.parent AND p.state<5)"
+            " AND NOT EXISTS (SELECT 1 FROM dead_letters d WHERE d.activation=a.id AND d.activation IS NOT NULL)"
+            " ORDER BY seq LIMIT ?",
+            (before_ms, before_ms, limit),
         )
-        rows = self._connection.execute(delete(t).where(t.c.seq.in_(old.scalar_subquery())).returning(t.c.id)).all()
-        tries = schema.attempts
-        for chunk in _chunks([row.id.hex() for row in rows]):
-            of_these = tries.c.activation.in_([bytes.fromhex(i) for i in chunk])
-            self._connection.execute(delete(tries).where(of_these))
-        return len(rows)
+        return [row[0] for row in rows]
 
-    def forget_ledger(self, before_ms: int) -> int:
-        """Forget ids that were started before, unless their activation still has a row."""
-        t, a = schema.ledger, schema.activations
-        alive = select(a.c.id).where(a.c.id == t.c.id).exists()
-        return self._connection.execute(delete(t).where(and_(t.c.time < before_ms, ~alive))).rowcount
+    def forget(self, seqs: Sequence[int]) -> int:
+        """Delete these finished activations; the ledger stays. Returns how many."""
+        gone = 0
+        for chunk in _chunks(seqs):
+            marks = ",".join("?" * len(chunk))
+            condition = f"(SELECT id FROM activations WHERE seq IN ({marks}) AND state>=5)"
+            self._driver.execute(f"DELETE FROM attempts WHERE activation IN {condition}", tuple(chunk))
+            self._driver.execute(f"DELETE FROM maps WHERE activation IN {condition}", tuple(chunk))
+            cursor = self._driver.execute(f"DELETE FROM activations WHERE seq IN ({marks}) AND state>=5", tuple(chunk))
+            gone += cursor.rowcount
+        return gone
+
+    def old_ids(self, before_ms: int, limit: int) -> list[bytes]:
+        """Entries of the ledger from before, whose activation has no row any more."""
+        rows = self._driver.execute(
+            "SELECT id FROM ledger l WHERE time<? AND NOT EXISTS (SELECT 1 FROM activations a WHERE a.id=l.id) LIMIT ?",
+            (before_ms, limit),
+        )
+        return [row[0] for row in rows]
+
+    def forget_ids(self, ids: Sequence[bytes]) -> int:
+        """Forget that these were ever started. Returns how many."""
+        self._many("DELETE FROM ledger WHERE id=?", [(id,) for id in ids])
+        return len(ids)
 
     def set_handle(self, accepted: Sequence[tuple[str, int, str]]) -> list[str]:
         """Record handles (id, attempt, handle) of what was handed over; returns those that were recorded."""
@@ -269,11 +320,14 @@ class Activations:
             found.update(row[0] for row in rows)
         return found
 
-    def start(self, started: Sequence[tuple[str, int, int, Mapping[str, Any]]]) -> None:
-        """Jobs that run now: (id, attempt, time, facts)."""
+    def start(self, started: Sequence[tuple[str, int, str, int, Mapping[str, Any]]]) -> None:
+        """Jobs that run now: (id, attempt, handle, time, facts). It counts for the recorded handle only."""
         self._many(
-            'UPDATE activations SET state=?, started=?, "usage"=? WHERE id=? AND attempt=? AND state IN (2, 3)',
-            [(int(State.RUNNING), time, orjson.dumps(detail), bytes.fromhex(i), n) for i, n, time, detail in started],
+            'UPDATE activations SET state=?, started=?, "usage"=? WHERE id=? AND attempt=? AND handle=? AND state=3',
+            [
+                (int(State.RUNNING), time, orjson.dumps(detail), bytes.fromhex(i), n, handle)
+                for i, n, handle, time, detail in started
+            ],
         )
 
     def counts(self) -> dict[tuple[str, State], int]:
@@ -286,7 +340,7 @@ class Activations:
         )
         return {(row[0], State(row[1])): row[2] for row in rows}
 
-    def keep_attempts(self, rows: Sequence[Row]) -> None:
+    def keep_attempts(self, rows: Sequence[Activation]) -> None:
         """Remember how the current attempts of these ended, before the next ones begin."""
         if rows:
             values = [
@@ -315,63 +369,63 @@ class Activations:
         """Note that somebody has asked to end it."""
         self._driver.execute("UPDATE activations SET cancelled=1 WHERE seq=?", (seq,))
 
-    def reset(self, row: Row, state: State, *, attempts_left: int) -> None:
-        """A replay: a finished activation waits for its next attempt; a chain goes on (RUNNING)."""
+    def reset(self, row: Activation, state: State, *, attempts_left: int, deadline: int | None) -> None:
+        """A replay: a finished activation waits for its next attempt (PENDING); a chain goes on (RUNNING). The row is
+        changed and written."""
         check_transition(row.id, row.state, state)
         self.keep_attempts([row])
-        t = schema.activations
-        self._connection.execute(
-            update(t)
-            .where(t.c.seq == row.seq)
-            .values(
-                state=state, attempt=row.attempt + 1, attempts_left=attempts_left, interruptions=0, due=0, cancelled=0,
-                started=None, ended=None, handle=None, status=None, result=None, logs=None, usage=None,
-            )
-        )  # fmt: skip
+        row.state, row.attempt, row.attempts_left, row.deadline = state, row.attempt + 1, attempts_left, deadline
+        row.interruptions, row.cancelled, row.handle, row.status, row.result = 0, False, None, None, None
+        row.started, row.ended, row.logs, row.usage = None, None, (), None
+        self._driver.execute(
+            "UPDATE activations SET state=?, attempt=?, attempts_left=?, deadline=?, queue=?, interruptions=0,"
+            " cancelled=0, handle=NULL, status=NULL, result=NULL, started=NULL, ended=NULL, logs=NULL,"
+            ' "usage"=NULL WHERE seq=?',
+            (int(state), row.attempt, attempts_left, deadline, row.queue, row.seq),
+        )
 
     def _many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
         """The same statement for each of these rows; none is fine."""
         if rows:
             self._driver.executemany(statement, rows)
 
-    def _rows(self, where: str, values: tuple[Any, ...]) -> Iterator[Row]:
+    def _rows(self, where: str, values: tuple[Any, ...]) -> Iterator[Activation]:
         for row in self._driver.execute(f"{_SELECT} {where}", values):
             yield _row(row)
 
 
-def _may_take(row: Row, handle: str) -> bool:
+def _may_take(row: Activation, handle: str) -> bool:
     """A handle is recorded once; hearing of it again is harmless, hearing of another one is not."""
     return not row.state.final and row.handle in (None, handle)
 
 
-def _chunks(ids: list[str]) -> Iterator[list[str]]:
-    for i in range(0, len(ids), _CHUNK):
-        yield ids[i : i + _CHUNK]
+def _chunks(values: Sequence[T]) -> Iterator[Sequence[T]]:
+    for i in range(0, len(values), _CHUNK):
+        yield values[i : i + _CHUNK]
 
 
 def _dump(value: Any) -> bytes | None:
     return orjson.dumps(value) if value else None
 
 
-def _values(queue: str, a: Activation) -> tuple[Any, ...]:
+def _values(a: Activation) -> tuple[Any, ...]:
+    """The columns of a new row, in the order of the fields; `seq` is the database's."""
     return (
-        queue, bytes.fromhex(a.id), a.namespace, a.action, a.revision, a.category.value, int(a.state), a.partition,
-        a.params, a.attempt, a.attempts_left, a.interruptions, a.finishes, int(a.cancelled), a.created, a.due,
-        a.started, a.ended, a.deadline, a.handle, None if a.status is None else int(a.status), a.result,
-        _dump(a.logs), _dump(a.usage), a.rule, a.cause_source, a.cause_id,
-        None if a.parent is None else bytes.fromhex(a.parent), a.index, a.depth, a.traceparent, a.chain,
+        bytes.fromhex(a.id), a.namespace, a.action, a.revision, a.category.value, int(a.state), a.partition, a.params,
+        a.attempt, a.attempts_left, a.interruptions, a.finishes, int(a.cancelled), a.created, a.due, a.started, a.ended,
+        a.deadline, a.handle, None if a.status is None else int(a.status), a.result, _dump(a.logs), _dump(a.usage),
+        a.rule, a.cause_source, a.cause_id, None if a.parent is None else bytes.fromhex(a.parent), a.index, a.depth,
+        a.traceparent, a.chain, a.queue,
     )  # fmt: skip
 
 
-def _row(r: Sequence[Any]) -> Row:
-    row = Row(
-        id=r[2].hex(), namespace=r[3], action=r[4], revision=r[5], category=Category(r[6]), state=State(r[7]),
-        partition=r[8], params=r[9], attempt=r[10], attempts_left=r[11], interruptions=r[12], finishes=r[13],
-        cancelled=bool(r[14]), created=r[15], due=r[16], started=r[17], ended=r[18], deadline=r[19], handle=r[20],
-        status=None if r[21] is None else Status(r[21]), result=r[22],
-        logs=tuple(orjson.loads(r[23])) if r[23] else (), usage=orjson.loads(r[24]) if r[24] else None,
-        rule=r[25], cause_source=r[26], cause_id=r[27], parent=None if r[28] is None else r[28].hex(), index=r[29],
-        depth=r[30], traceparent=r[31], chain=r[32],
+def _row(r: Sequence[Any]) -> Activation:
+    return Activation(
+        id=r[0].hex(), namespace=r[1], action=r[2], revision=r[3], category=Category(r[4]), state=State(r[5]),
+        partition=r[6], params=r[7], attempt=r[8], attempts_left=r[9], interruptions=r[10], finishes=r[11],
+        cancelled=bool(r[12]), created=r[13], due=r[14], started=r[15], ended=r[16], deadline=r[17], handle=r[18],
+        status=None if r[19] is None else Status(r[19]), result=r[20],
+        logs=tuple(orjson.loads(r[21])) if r[21] else (), usage=orjson.loads(r[22]) if r[22] else None,
+        rule=r[23], cause_source=r[24], cause_id=r[25], parent=None if r[26] is None else r[26].hex(), index=r[27],
+        depth=r[28], traceparent=r[29], chain=r[30], queue=r[31], seq=r[32],
     )  # fmt: skip
-    row.seq, row.queue = r[0], r[1]
-    return row

@@ -45,41 +45,43 @@ class Tx:
             self._driver.executemany("INSERT INTO log (time, value) VALUES (?, ?)", [(now_ms, v) for v in values])
             self.emitted += len(values)
 
-    def records(self, after: int, limit: int) -> tuple[list[int], list[bytes]]:
-        """Offsets and values of the records behind this offset."""
-        rows = self._driver.execute(
+    def records(self, after: int, limit: int, bytes_max: int) -> tuple[list[int], list[bytes]]:
+        """Offsets and values of the records behind this offset: at most `limit`, and no more than fit into `bytes_max`,
+        but at least one if there is any."""
+        offsets: list[int] = []
+        values: list[bytes] = []
+        size = 0
+        for offset, value in self._driver.execute(
             'SELECT "offset", value FROM log WHERE "offset">? ORDER BY "offset" LIMIT ?', (after, limit)
-        ).fetchall()
-        return [r[0] for r in rows], [r[1] for r in rows]
+        ):
+            size += len(value)
+            if values and size > bytes_max:
+                break
+            offsets.append(offset)
+            values.append(value)
+        return offsets, values
 
-    def forget_records(self, before_ms: int, bytes_max: int, position: int, limit: int) -> int:
-        """Delete records that have been dealt with (offset <= `position`) and are too old, or the oldest ones while the
-        log is larger than `bytes_max`; at most `limit`, and never the newest. Returns how many."""
+    def old_records(self, before_ms: int, bytes_max: int, position: int, limit: int) -> int | None:
+        """The offset below which records may go: dealt with (up to `position`) and too old, or the oldest ones while
+        the log is larger than `bytes_max`; at most `limit` of them, and never the newest. None if none may."""
         low, high, size = self._driver.execute(
             'SELECT min("offset"), max("offset"), sum(length(value)) FROM log'
         ).fetchone()
         if low is None:
-            return 0
-        end = min(position + 1, high, low + limit)
-        if size > bytes_max:
-            surplus = self._surplus(size - bytes_max, end)
-            aged = self._driver.execute(
-                'DELETE FROM log WHERE "offset"<? AND ("offset"<=? OR time<?)', (end, surplus, before_ms)
-            )
-        else:
-            aged = self._driver.execute('DELETE FROM log WHERE "offset"<? AND time<?', (end, before_ms))
-        return aged.rowcount
-
-    def _surplus(self, surplus_bytes: int, end: int) -> int:
-        """The offset up to which records have to go to free this many bytes."""
-        total, last = 0, -1
-        for offset, size in self._driver.execute(
-            'SELECT "offset", length(value) FROM log WHERE "offset"<? ORDER BY "offset"', (end,)
+            return None
+        surplus, end = size - bytes_max, low
+        for offset, length, time in self._driver.execute(
+            'SELECT "offset", length(value), time FROM log WHERE "offset"<=? AND "offset"<? ORDER BY "offset" LIMIT ?',
+            (position, high, limit),
         ):
-            if total >= surplus_bytes:
+            if surplus <= 0 and time >= before_ms:
                 break
-            total, last = total + size, offset
-        return last
+            surplus, end = surplus - length, offset + 1
+        return end if end > low else None
+
+    def forget_records(self, end: int) -> int:
+        """Delete the records below this offset. Returns how many."""
+        return self._driver.execute('DELETE FROM log WHERE "offset"<?', (end,)).rowcount
 
     # partitions
 

@@ -207,10 +207,9 @@ class Entities:
         rows = self._driver.execute(
             "SELECT id FROM revisions WHERE id NOT IN (SELECT revision FROM entities WHERE revision IS NOT NULL)"
             " AND id NOT IN (SELECT revision FROM activations)"
-            " AND id NOT IN (SELECT json_each.value FROM activations, json_each(CAST(chain AS TEXT), '$.components')"
-            " WHERE state<5 AND category='sequence')"
-            " AND id NOT IN (SELECT json_extract(CAST(chain AS TEXT), '$.component') FROM activations"
-            " WHERE state<5 AND category='map')"
+            " AND id NOT IN (SELECT json_each.value FROM activations, json_each(CAST(chain AS TEXT))"
+            " WHERE chain IS NOT NULL)"
+            " AND id NOT IN (SELECT component FROM maps)"
         )
         return [row[0] for row in rows]
 

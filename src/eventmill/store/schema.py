@@ -143,6 +143,18 @@ activations = Table(
     Index("activations_by_deadline", "deadline", sqlite_where=text("deadline IS NOT NULL AND state < 5")),
 )
 
+maps = Table(
+    "maps",
+    metadata,
+    Column("activation", LargeBinary, primary_key=True),
+    Column("component", Integer, nullable=False),  # the revision that is run for each element
+    Column("count", Integer, nullable=False),
+    Column("spread", Integer, nullable=False),
+    Column("left", Integer, nullable=False),
+    Column("failed", Integer, nullable=False),
+)
+"""How far a running map is: beside its row, which holds all elements and is not to be written with each that ends."""
+
 attempts = Table(
     "attempts",
     metadata,

@@ -6,9 +6,9 @@ import json
 import signal
 from dataclasses import dataclass
 
-import orjson
-
 from eventmill.entities import Status
+from eventmill.errors import InvalidEvent
+from eventmill.events.codec import parse_json
 from eventmill.executors.pool import protocol
 from eventmill.executors.pool.protocol import BrokenFrame
 
@@ -61,11 +61,10 @@ def of_done(outcome: int, retry_after_s: float, result: bytes) -> Ending:
         raise BrokenFrame(f"outcome {outcome}")
     status, final = _DONE[outcome]
     try:
-        orjson.loads(
-            result
-        )  # a function can write to the connection what it likes; and orjson reads no lone surrogates
-    except orjson.JSONDecodeError:
-        return developer_error(NO_JSON, final=True)
+        # a function can write to the connection what it likes; and what is too deep could never be written again
+        parse_json(result)
+    except InvalidEvent as e:
+        return developer_error(NO_JSON if "valid JSON" in str(e) else f"The action's result {e}.", final=True)
     if result[:1] not in (b"{", b"["):
         raise BrokenFrame("a result that is neither an object nor an array")
     retry = retry_after_s if 0 <= retry_after_s <= RETRY_AFTER_S_MAX else None

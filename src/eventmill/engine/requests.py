@@ -1,0 +1,188 @@
+"""What people ask of a turn: call, fire, cancel, replay. Functions that work on a turn.
+
+If one refuses (EventmillError), the turn is thrown away and done again without the request, so that a refusal has
+changed nothing.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from eventmill.engine import decide, steps
+from eventmill.engine.rulebook import to_rule
+from eventmill.entities import Activation, Category, Rule, State, Status, ids
+from eventmill.errors import Conflict, NotFound, Unavailable
+
+if TYPE_CHECKING:
+    from eventmill.engine.turn import Turn
+
+_DONE_WRONG = (State.FAILED, State.CANCELLED)
+
+
+def invoke(turn: Turn, qualified: str, payload: bytes) -> Activation:
+    """A call: an activation without a cause. Raises NotFound, or Unavailable at the namespace's quota."""
+    action = turn.book.action(turn.tx, qualified)
+    if action is None:
+        raise NotFound(f"there is no action {qualified}")
+    _check_quota(turn, action.namespace)
+    activation = turn.new(
+        action,
+        uuid.uuid4().hex,
+        partition=turn.partitions[0].id,
+        attempts_left=turn.retries(action, turn.limits.attempts_call),
+    )
+    turn.begin(action, payload, activation)
+    turn.settle()
+    return activation
+
+
+def _check_quota(turn: Turn, namespace: str) -> None:
+    if turn.over_quota(namespace):
+        most = turn.limits.pending_per_namespace
+        raise Unavailable(f"namespace {namespace} has {most} activations that have not finished, the most allowed")
+
+
+def fire(turn: Turn, qualified: str, payload: bytes) -> str | None:
+    """Fire a trigger by hand: an activation of each active rule's action, and a record of the firing.
+    None (and no record) if no rule is active. Raises NotFound, or Unavailable at the namespace's quota."""
+    namespace, name = qualified.split("/", 1)
+    trigger = turn.tx.entities.get(namespace, name)
+    if trigger is None or trigger.collection != "triggers":
+        raise NotFound(f"there is no trigger {qualified}")
+    stored = turn.tx.entities.rules_of(qualified)
+    active = [to_rule(s, trigger) for s in stored if s.document.get("status") == "active"]
+    if not active:
+        return None
+    _check_quota(turn, namespace)
+    id, source = uuid.uuid4().hex, f"/eventmill/{namespace}"
+    lines = [_fire_rule(turn, rule, payload, id, source) for rule in active]
+    lines += [_inactive(s.document, f"{s.namespace}/{s.name}") for s in stored if s.document.get("status") != "active"]
+    turn.record(
+        Activation(
+            id=id, namespace=namespace, action=qualified, revision=0, category=Category.TRIGGER, state=State.SUCCEEDED,
+            partition=turn.partitions[0].id, params=b"{}", created=turn.now_ms, started=turn.now_ms,
+            status=Status.SUCCESS, result=payload, logs=tuple(orjson.dumps(line).decode() for line in lines),
+        )
+    )  # fmt: skip
+    turn.settle()
+    return id
+
+
+def _fire_rule(turn: Turn, rule: Rule, payload: bytes, fired: str, source: str) -> dict[str, Any]:
+    line = {"rule": f"{rule.namespace}/{rule.name}", "action": rule.action}
+    action = turn.book.action(turn.tx, rule.action)
+    if action is None:
+        return {"statusCode": 1, "success": False, "error": "The requested resource does not exist.", **line}
+    activation = turn.new(
+        action,
+        ids.activation_id(source, fired, rule.uid),
+        partition=turn.partitions[0].id,
+        attempts_left=turn.retries(action, turn.limits.attempts_event),
+        rule=line["rule"],
+        cause_source=source,
+        cause_id=fired,
+    )
+    turn.begin(action, decide.merge(rule.parameters, payload), activation)
+    return {"statusCode": 0, "success": True, "activationId": activation.id, **line}
+
+
+def _inactive(document: Mapping[str, Any], rule: str) -> dict[str, Any]:
+    action = document["action"]
+    message = f"Rule '{rule}' is inactive, action '{action}' was not activated."
+    return {"statusCode": 1, "success": False, "rule": rule, "action": action, "error": message}
+
+
+def cancel(turn: Turn, id: str) -> Activation:
+    """End an activation, and a chain's steps with it. Raises NotFound, or Conflict if it has ended already."""
+    row = turn.require(id)
+    if row.state.final:
+        raise Conflict(f"activation {id} has ended already ({row.state})")
+    steps.cancel(turn, row)
+    turn.settle()
+    return row
+
+
+def replay(turn: Turn, id: str) -> Activation:
+    """Try a failed or cancelled activation again; a chain goes on where it failed. A step whose chain has ended is
+    replayed with its chain. Raises NotFound or Conflict."""
+    row = turn.require(id)
+    while row.parent is not None and (parent := turn.require(row.parent)).state.final:
+        row = parent
+    if row.state not in _DONE_WRONG:
+        raise Conflict(f"activation {id} is {row.state}: only one that has failed or was cancelled can be replayed")
+    turn.write_rows()
+    if row.parent is not None and turn.require(row.parent).category is Category.MAP:
+        state = turn.map_state(row.parent)  # the map goes on, and takes this element for ended
+        state.left, state.failed = state.left + 1, state.failed - 1
+    _again(turn, row)
+    turn.settle()
+    return row
+
+
+def _again(turn: Turn, row: Activation) -> None:
+    """Another attempt of an activation, or of what has failed in a chain."""
+    action = turn.book.revision(turn.tx, row.revision)
+    is_chain = row.category in (Category.SEQUENCE, Category.MAP)
+    if not is_chain:
+        row.queue = turn.queue_of(action) or ""
+    turn.tx.activations.reset(
+        row,
+        State.RUNNING if is_chain else State.PENDING,
+        attempts_left=turn.retries(action, turn.limits.attempts_event),
+        deadline=steps.deadline_of(turn, action) if is_chain else None,
+    )
+    turn.changes.alive[row.namespace] += 1
+    turn.tx.dead_letters.drop_of(row.id)
+    if row.category is Category.SEQUENCE:
+        _chain_again(turn, row)
+    elif row.category is Category.MAP:
+        _map_again(turn, row)
+    else:
+        turn.changes.wait(row.queue)
+
+
+def _chain_again(turn: Turn, row: Activation) -> None:
+    """A chain goes on at its last step: that is tried again, or, if it has succeeded after all, the next one begins."""
+    found = turn.tx.activations.last_step(row.id)
+    if found is None:
+        raise Conflict(f"activation {row.id} never had a step: send its event again")
+    last = turn.know(found)
+    if last.state in _DONE_WRONG:
+        _again(turn, last)
+    elif last.state is State.SUCCEEDED:
+        turn.go_on(last)
+
+
+def _map_again(turn: Turn, row: Activation) -> None:
+    """A map goes on with its failed elements, and with those that had not begun."""
+    try:
+        state = turn.map_state(row.id)
+    except NotFound as e:
+        raise Conflict(f"map {row.id} never had an element: send its event again") from e
+    state.left, state.failed = state.count - turn.tx.activations.succeeded_steps(row.id), 0
+    if state.left == 0:
+        raise Conflict(f"all elements of map {row.id} have succeeded: it is their joined result that is too large")
+    for found in turn.tx.activations.steps(row.id):
+        if found.state in _DONE_WRONG:
+            _again(turn, turn.know(found))
+    if state.spread < state.count:
+        steps.spread(turn, row.id)
+
+
+def replay_letter(turn: Turn, seq: int) -> str:
+    """Deal with a dead letter again: its activation gets a new attempt, or its record goes through the log again
+    (rules that have dealt with it do not run twice). Raises NotFound or Conflict. Says what was done."""
+    letter = turn.tx.dead_letters.get(seq)
+    if letter is None:
+        raise NotFound(f"there is no dead letter {seq}")
+    if letter.activation is not None:
+        return replay(turn, letter.activation).id  # which drops its letters
+    if letter.record is None:
+        raise Conflict(f"dead letter {seq} holds no record")
+    turn.tx.dead_letters.drop(seq)
+    turn.append(letter.record)
+    return "record appended again"
