@@ -129,7 +129,9 @@ async def _server(directory: Path, executors: Executors | None, overrides: Any) 
     async with AsyncExitStack() as stack:
         store = SqliteStore.open(directory / "store.db")
         stack.callback(store.close)
-        backbone = EmbeddedBackbone(store, directory, batch_max=settings.limits.batch_events, disk_free_mb=0)
+        backbone = EmbeddedBackbone(
+            store, directory, batch_max=settings.limits.batch_events, batch_bytes=16 << 20, disk_free_mb=0
+        )
         await backbone.start()
         stack.push_async_callback(backbone.stop)
         started = executors(settings, store, directory) if executors is not None else {}

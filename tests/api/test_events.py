@@ -28,7 +28,7 @@ def post(caller: Caller, body: Any, content_type: str | None = ONE, headers: Map
 def log_of(server: Running) -> list[dict[str, Any]]:
     """What is in the log."""
     read = server.services.store.read
-    return [json.loads(value) for value in server.run(lambda: read(lambda tx: tx.records(0, 100_000)[1]))]
+    return [json.loads(value) for value in server.run(lambda: read(lambda tx: tx.records(0, 100_000, 1 << 30)[1]))]
 
 
 def test_all_three_modes(server: Running, caller: Caller) -> None:

@@ -131,7 +131,7 @@ ENDS: list[tuple[str, str, Status, bool, str]] = [
     ("""echo '{"error": "no", "eventmill_fatal": true}' > result.json; exit 1""", "", Status.APPLICATION_ERROR, True,
      "no (the job"),
     ("""echo '{"error": "no good"}' > result.json""", "", Status.APPLICATION_ERROR, True, "no good"),
-    ("echo nonsense > result.json", "", Status.DEVELOPER_ERROR, True, "result.json is not JSON"),
+    ("echo nonsense > result.json", "", Status.DEVELOPER_ERROR, True, "result.json: not valid JSON"),
     ("echo 3 > result.json", "", Status.DEVELOPER_ERROR, True, "result.json holds a int"),
     ("head -c 2000000 /dev/zero > result.json", "", Status.DEVELOPER_ERROR, True, "larger than the 1048576 bytes"),
     ("true", "transfer_output_files = gone", Status.INTERNAL_ERROR, False, "can't deliver the job's output files"),
