@@ -20,7 +20,7 @@ FLOW = """\
 import json, os, sys
 from pathlib import Path
 from eventmill import Event, Fatal, Mill, Retry
-import sdkhelper
+import sibling
 
 mill = Mill("m", include=["constants.json"])
 
@@ -40,7 +40,7 @@ def fails(params):
 def reduce(params):
     constants = json.loads(Path(__file__).with_name("constants.json").read_text())
     print("reducing", params["path"])
-    return {"sum": sum(params["values"]), "gain": constants["gain"], "helped": sdkhelper.HELPED, "event": "id" in params}
+    return {"sum": sum(params["values"]), "gain": constants["gain"], "helped": sibling.HELPED, "event": "id" in params}
 
 @mill.job
 def breaks(params):
@@ -54,7 +54,7 @@ def odd(params):
 
 @pytest.fixture
 def docs(tmp_path: Path) -> Documents:
-    write(tmp_path, "sdkhelper.py", "HELPED = True\n")
+    write(tmp_path, "sibling.py", "HELPED = True\n")
     write(tmp_path, "constants.json", '{"gain": 2.5}')
     return documents(flow(tmp_path, FLOW))
 
