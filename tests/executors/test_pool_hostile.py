@@ -339,3 +339,26 @@ def test_endless_output_costs_the_server_little(tmp_path: Path) -> None:
             assert len(json.dumps(end.logs)) < (1 << 20) + 1000
 
     asyncio.run(main())
+
+
+def test_a_namespace_shares_a_folder_with_its_jobs_and_sees_no_other(tmp_path: Path) -> None:
+    source = (
+        "import os\n"
+        "def main(args):\n"
+        "    open(args['mine'] + '/new', 'w').write('written')\n"
+        "    return {'mine': sorted(os.listdir(args['mine'])), 'other': os.path.exists(args['other'])}"
+    )
+
+    async def main() -> None:
+        library, data = Library(), tmp_path / "data"
+        results = data / "results"
+        for namespace in ("ns", "other"):
+            (results / namespace).mkdir(parents=True)
+            (results / namespace / "file").write_text(namespace)
+        async with driving(pool(tmp_path, library, hidden=[data], shared=results)) as driver:
+            params = {"mine": str(results / "ns"), "other": str(results / "other")}
+            (end,) = await driver.run(attempt(library.text(source, namespace="ns"), params))
+            assert value(end) == {"mine": ["file", "new"], "other": False}
+        assert (results / "ns" / "new").read_text() == "written"
+
+    asyncio.run(main())

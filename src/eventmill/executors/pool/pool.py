@@ -54,7 +54,8 @@ class Pool(Executor):
 
     `code` gives an action's code by its digest. `state_dir` is the pool's own, mode 0700; what functions must not see
     besides it is in `hidden`. `isolation`: auto, namespaces where the kernel allows them, else only the first Eventmill
-    namespace that comes is served; none, no namespaces. `environment` is in every function's environment. `preload`:
+    namespace that comes is served; none, no namespaces. `shared`: a directory with one folder for each Eventmill
+    namespace, of which a function sees and may write its own, though all others are hidden. `environment` is in every function's environment. `preload`:
     modules that the zygote imports, shared by all workers. `result_bytes_max` bounds a result, `archive_files_max` and
     `archive_bytes_max` an unpacked archive. `idle_retire_s`: a worker without work for so long is ended.
     """
@@ -68,6 +69,7 @@ class Pool(Executor):
         idle_retire_s: float = 600.0,
         isolation: Literal["auto", "none"] = "auto",
         hidden: Sequence[Path] = (),
+        shared: Path | None = None,
         environment: Mapping[str, str] | None = None,
         preload: Sequence[str] = (),
         result_bytes_max: int = 1 << 20,
@@ -76,6 +78,7 @@ class Pool(Executor):
     ) -> None:
         self._state_dir = state_dir.absolute()
         self._hidden = hidden
+        self._shared = shared
         self._idle_retire_s = idle_retire_s
         self._isolation_setting = isolation
         self._environment = dict(environment or {})
@@ -366,6 +369,7 @@ class Pool(Executor):
         number = next(self._numbers)
         try:
             room = str(self._rooms.make(number))
+            shared = self._shared_with(lane.action.namespace)
             link = self._make_link(lane.action)
         except OSError as e:  # no descriptors left, or no disk space
             self._rooms.remove(number)
@@ -394,10 +398,19 @@ class Pool(Executor):
             "start": number,
             "room": room,
             "code": document["directory"],
+            "shared": shared,
             "memory_mb": lane.action.limits.memory_mb,
         }
         self._launcher.ask(request, link.ends)
         link.send(protocol.init_frame(document, lane.code.source))
+
+    def _shared_with(self, namespace: str) -> str | None:
+        """The folder that functions of this namespace share with its jobs."""
+        if self._shared is None:
+            return None
+        folder = self._shared.absolute() / namespace
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return str(folder)
 
     def _make_link(self, action: Action) -> Link:
         return Link(

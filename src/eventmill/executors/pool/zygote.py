@@ -107,7 +107,7 @@ class Zygote:
     def _become_worker(self, request: dict[str, Any], descriptors: list[int]) -> NoReturn:
         try:
             os.dup2(descriptors[2], 2)  # from here on errors are the worker's
-            self._confine(request["room"], request["code"], request["memory_mb"])
+            self._confine(request)
             connection, output, errors = _keep_only(descriptors)
             os.chdir(request["room"])
             worker.run(socket.socket(fileno=connection), output, errors)
@@ -117,14 +117,15 @@ class Zygote:
         finally:
             os._exit(70)
 
-    def _confine(self, room: str, code: str | None, memory_mb: int) -> None:
+    def _confine(self, request: dict[str, Any]) -> None:
+        memory_mb: int = request["memory_mb"]
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         isolate.die_with(self._pidfd)
         os.setsid()  # no terminal, signals of its own, and where the kernel groups by session a fair share of the cores
         if self._isolation:
-            keep = [(room, True)] + ([(code, False)] if code else [])
-            self._isolation.confine(self._hidden, keep, memory_mb)
+            keep = [(request["room"], True), (request["code"], False), (request["shared"], True)]
+            self._isolation.confine(self._hidden, [(path, write) for path, write in keep if path], memory_mb)
         else:
             isolate.adopt_orphans()
         isolate.limit((memory_mb << 20) + self._data_bytes)
