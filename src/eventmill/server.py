@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,8 +56,9 @@ class Running:
     engine: Engine
 
 
-async def serve(settings: Settings, *, ready: Callable[[Running], Any] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, or until something that can't be mended (its error is raised then).
+async def serve(settings: Settings, *, ready: Callable[[Running], Awaitable[None]] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, or until something that can't be mended (its error is raised then). `ready` is
+    awaited once the server answers, before its files are watched.
 
     Raises InvalidConfig if the configuration can't be served: a port that is taken, a data directory that another
     server has, an executor that can't start.
@@ -79,7 +80,7 @@ async def _serve(
     sock: socket.socket,
     store: SqliteStore,
     stop: asyncio.Event,
-    ready: Callable[[Running], Any] | None,
+    ready: Callable[[Running], Awaitable[None]] | None,
 ) -> None:
     limits = settings.limits
     key = await _first_key(store, data_dir)
@@ -110,13 +111,13 @@ async def _serve(
                     _follow_schedules(store, engine, schedules),
                     schedules.run(),
                     audit(store, backbone, executors, settings.retention, engine.counts),
-                    *_files(settings, backbone, store, paths),
                 )
             ]
             _write(data_dir / "address", url + "\n", 0o644)
             _log.info("serving on %s, data in %s", url, data_dir)
             if ready is not None:
-                ready(Running(url, key, engine))
+                await ready(Running(url, key, engine))
+            ending += [beside.create_task(source) for source in _files(settings, backbone, store, paths)]
             await stop.wait()
             _log.info("ending: functions under way get %g s", settings.server.drain_timeout_s)
             for task in ending:

@@ -72,12 +72,14 @@ class _Run:
         if self._failure is not None:
             raise self._failure
 
-    def _ready(self, running: Running) -> None:
+    async def _ready(self, running: Running) -> None:
+        """The server waits for this before it watches anything: the first file finds the flow's rules."""
         # in this order: what the deploy makes happen must be seen
         for work in (self._print_all(running), self._deploy(running)):
             task = asyncio.create_task(work)
             task.add_done_callback(self._ended)
             self._beside.append(task)
+        await asyncio.wait([task])
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (failure := task.exception()) is not None:

@@ -55,9 +55,10 @@ class Pool(Executor):
     `code` gives an action's code by its digest. `state_dir` is the pool's own, mode 0700; what functions must not see
     besides it is in `hidden`. `isolation`: auto, namespaces where the kernel allows them, else only the first Eventmill
     namespace that comes is served; none, no namespaces. `shared`: a directory with one folder for each Eventmill
-    namespace, of which a function sees and may write its own, though all others are hidden. `environment` is in every function's environment. `preload`:
-    modules that the zygote imports, shared by all workers. `result_bytes_max` bounds a result, `archive_files_max` and
-    `archive_bytes_max` an unpacked archive. `idle_retire_s`: a worker without work for so long is ended.
+    namespace, of which a function sees and may write its own, though all others are hidden. `environment` is in every
+    function's environment. `preload`: modules that the zygote imports, shared by all workers. `result_bytes_max` bounds
+    a result, `archive_files_max` and `archive_bytes_max` an unpacked archive. `idle_retire_s`: a worker without work for
+    so long is ended.
     """
 
     def __init__(
