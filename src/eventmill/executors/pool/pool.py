@@ -57,8 +57,8 @@ class Pool(Executor):
     namespace that comes is served; none, no namespaces. `shared`: a directory with one folder for each Eventmill
     namespace, of which a function sees and may write its own, though all others are hidden. `environment` is in every
     function's environment. `preload`: modules that the zygote imports, shared by all workers. `result_bytes_max` bounds
-    a result, `archive_files_max` and `archive_bytes_max` an unpacked archive. `idle_retire_s`: a worker without work for
-    so long is ended.
+    a result, `archive_files_max` and `archive_bytes_max` an unpacked archive. `idle_retire_s`: a worker without work
+    for so long is ended.
     """
 
     def __init__(
