@@ -210,7 +210,8 @@ async def _serve(state: Path, plan: dict[str, Any]) -> None:
                     assert report.handle == recorded[report.activation], report
                     ended.add(report.activation)
                     queue.forget([report.handle])
-    assert not os.listdir(state / "jobs"), "forgotten jobs leave nothing behind"
+    if not plan.get("ended"):  # else ends are told again, and this server may be gone before it has forgotten them
+        assert not os.listdir(state / "jobs"), "forgotten jobs leave nothing behind"
 
 
 if __name__ == "__main__":
