@@ -1,0 +1,37 @@
+"""The README's flow does what the README says."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.server.mill import EVENTMILL, mill
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.mark.slow
+def test_the_ten_lines(tmp_path: Path) -> None:
+    [code] = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    watched = tmp_path / "beamtime"
+    watched.mkdir()
+    flow = tmp_path / "flow.py"
+    flow.write_text(code.replace("/tmp/beamtime", str(watched)))
+    command = [EVENTMILL, "run", str(flow), "--port", "0", "--data-dir", str(tmp_path / "data")]
+    with (
+        mill(tmp_path) as m,
+        (tmp_path / "out").open("w") as out,
+        (tmp_path / "err").open("w") as err,
+        subprocess.Popen(command, stdout=out, stderr=err, env={**os.environ, "PYTHONUNBUFFERED": "1"}) as process,
+    ):
+        m.until(lambda: "is served at" in (tmp_path / "err").read_text(), 30, "the flow to be served")
+        (watched / "run1.h5").write_bytes(b"x" * 5000)
+        m.until(lambda: "inspect-reduce-register" in (tmp_path / "out").read_text(), 30, "the chain to end")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    assert f"registered {watched}/run1.h5 5 kB" in (tmp_path / "out").read_text()
