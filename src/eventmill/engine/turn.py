@@ -124,7 +124,7 @@ class Turn:
     def _start(self, match: _Match) -> None:
         """The activation of a match, unless something forbids it: then a dead letter says what."""
         rule, event = match.rule, match.event
-        depth = event.get(DEPTH, 0)
+        depth, traceparent = event.get(DEPTH, 0), event.get("traceparent")
         depth = depth if isinstance(depth, int) else 0
         action = self.book.action(self.tx, rule.action)
         if action is None:
@@ -146,7 +146,7 @@ class Turn:
                 cause_source=event.source,
                 cause_id=event.id,
                 depth=depth,
-                traceparent=event.get("traceparent"),
+                traceparent=traceparent if isinstance(traceparent, str) else None,
             )
             self.begin(action, decide.merge(rule.parameters, orjson.dumps(event)), activation)
 

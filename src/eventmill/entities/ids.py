@@ -5,17 +5,7 @@ Every id is a 128-bit BLAKE2b digest of length-prefixed parts, as 32 hex digits 
 
 from __future__ import annotations
 
-from hashlib import blake2b
-
-
-def digest(*parts: str | bytes | int) -> str:
-    """32 hex digits for these parts; no two different lists of parts run together, because each carries its length."""
-    h = blake2b(digest_size=16)
-    for part in parts:
-        raw = part if isinstance(part, bytes) else str(part).encode()
-        h.update(len(raw).to_bytes(8, "big"))
-        h.update(raw)
-    return h.hexdigest()
+from eventmill.events.digest import digest as digest
 
 
 def activation_id(event_source: str, event_id: str, rule_uid: str) -> str:

@@ -65,7 +65,7 @@ def parse_json(raw: bytes, attribute: str = "") -> Any:
     except orjson.JSONDecodeError as e:
         raise InvalidEvent(f"is not valid JSON: {e}" if attribute else f"not valid JSON: {e}", attribute) from None
     if raw.count(b"[") + raw.count(b"{") > DEPTH_MAX:
-        _check_depth(value, attribute)
+        check_depth(value, attribute)
     return value
 
 
@@ -78,8 +78,11 @@ def check_size(size: int, bytes_max: int | None) -> None:
         )
 
 
-def _check_depth(value: Any, attribute: str) -> None:
-    """Let orjson's own limit find what is too deep: wrapped in as many levels as make up the difference."""
+def check_depth(value: Any, attribute: str = "") -> None:
+    """Raise InvalidEvent if a value of JSON is nested more than `DEPTH_MAX` levels deep.
+
+    orjson's own limit finds it: the value is wrapped in as many levels as make up the difference.
+    """
     for _ in range(_ORJSON_DEPTH - DEPTH_MAX):
         value = [value]
     try:
