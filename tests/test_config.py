@@ -19,8 +19,10 @@ def write(tmp_path: Path, text: str) -> Path:
 def test_a_file_an_option_and_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write(tmp_path, "[server]\nport = 4000\nlog_format = 'json'\n[limits]\ndepth = 3\n")
     monkeypatch.setenv("EVENTMILL_LIMITS__RULES", "7")
+    monkeypatch.setenv("EVENTMILL_LIMITS__DEPTH", "4")
+    monkeypatch.setenv("EVENTMILL_SERVER__PORT", "4001")
     settings = load(file, server={"port": 5000})
-    assert (settings.server.port, settings.server.log_format, settings.limits.depth) == (5000, "json", 3)
+    assert (settings.server.port, settings.server.log_format, settings.limits.depth) == (5000, "json", 4)
     assert settings.limits.rules == 7
     assert settings.limits.attempts_event == 3
 
@@ -41,6 +43,9 @@ WRONG = [
     ("[functions]\nisolation = 'maybe'", "functions.isolation: Input should be 'auto' or 'none'"),
     ("[limits]\ndepth = 'deep'", "limits.depth: Input should be a valid integer"),
     ("pools = {}", "pools: at least one pool is needed"),
+    ("[limits]\nwindow_total = 0", "limits.window_total: Input should be greater than 0"),
+    ("[limits]\ndepth = -1", "limits.depth: Input should be greater than or equal to 0"),
+    ("[retention]\nlog_days = -1", "retention.log_days: Input should be greater than 0"),
 ]
 
 
@@ -63,3 +68,13 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InvalidConfig, match="is not valid TOML"):
         load(file)
+
+
+def test_a_slip_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVENTMILL_SERVR__PORT", "3")
+    with pytest.raises(InvalidConfig, match=r"EVENTMILL_SERVR__PORT: .*did you mean EVENTMILL_SERVER__"):
+        load()
+    monkeypatch.delenv("EVENTMILL_SERVR__PORT")
+    monkeypatch.setenv("EVENTMILL_SERVER__PROT", "3")
+    with pytest.raises(InvalidConfig, match=r"server.prot: unknown key \(did you mean 'port'"):
+        load()

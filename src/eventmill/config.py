@@ -9,11 +9,22 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from eventmill.errors import InvalidConfig
 
@@ -31,7 +42,7 @@ class Server(_Section):
     allowed_hosts: list[str] = ["127.0.0.1", "localhost", "[::1]"]
     """Values of the HTTP `Host` header that are answered (a web page must not reach the server by DNS tricks)."""
     log_format: Literal["text", "json"] = "text"
-    drain_timeout_s: float = 10.0
+    drain_timeout_s: NonNegativeFloat = 10.0
     """On shutdown functions under way get this long to finish; what has not is started again by the next server."""
 
 
@@ -39,7 +50,7 @@ class Functions(_Section):
     engine: Literal["pool"] = "pool"
     workers_max: int = Field(default_factory=lambda: max(8, 4 * (os.cpu_count() or 2)), ge=1)
     """Functions that run at once on this server."""
-    idle_retire_s: float = 600.0
+    idle_retire_s: PositiveFloat = 600.0
     """A worker without work for this long is ended."""
     isolation: Literal["auto", "none"] = "auto"
     """auto: own namespaces where the kernel allows it, else only one Eventmill namespace is served; none: as it is."""
@@ -72,56 +83,56 @@ class FileSource(_Section):
 class Limits(_Section):
     """Everything that is bounded, in one place; units last in the names."""
 
-    event_bytes: int = 1 << 20
-    batch_events: int = 1000
+    event_bytes: PositiveInt = 1 << 20
+    batch_events: PositiveInt = 1000
     """Events in one HTTP batch, and records in one engine transaction."""
-    payload_bytes: int = 1 << 20
+    payload_bytes: PositiveInt = 1 << 20
     """Parameters and result of an activation."""
-    code_bytes: int = 48 << 20
-    archive_files: int = 10_000
-    archive_bytes: int = 512 << 20
+    code_bytes: PositiveInt = 48 << 20
+    archive_files: PositiveInt = 10_000
+    archive_bytes: PositiveInt = 512 << 20
     """Unpacked size of an archive."""
-    function_timeout_ms: int = 300_000
+    function_timeout_ms: PositiveInt = 300_000
     """The longest time limit that an action may ask for."""
-    function_memory_mb: int = 4096
-    job_timeout_ms: int = 30 * 86_400_000
+    function_memory_mb: PositiveInt = 4096
+    job_timeout_ms: PositiveInt = 30 * 86_400_000
     """A job's time limit, unless it asks for less."""
-    sequence_components: int = 50
-    map_elements: int = 1_000_000
-    pattern_bytes: int = 64 << 10
-    or_alternatives: int = 1000
+    sequence_components: PositiveInt = 50
+    map_elements: PositiveInt = 1_000_000
+    pattern_bytes: PositiveInt = 64 << 10
+    or_alternatives: PositiveInt = 1000
     """Combinations that the `$or`s of one pattern may stand for."""
-    keyless_rules: int = 200
-    rules: int = 1_000_000
-    depth: int = 16
+    keyless_rules: NonNegativeInt = 200
+    rules: PositiveInt = 1_000_000
+    depth: NonNegativeInt = 16
     """Completions between the first event and an activation: the loop guard."""
-    attempts_event: int = 3
-    attempts_call: int = 1
-    retry_first_s: float = 1.0
-    retry_factor: float = 4.0
-    retry_max_s: float = 300.0
-    interruptions: int = 10
+    attempts_event: PositiveInt = 3
+    attempts_call: PositiveInt = 1
+    retry_first_s: NonNegativeFloat = 1.0
+    retry_factor: PositiveFloat = 4.0
+    retry_max_s: PositiveFloat = 300.0
+    interruptions: PositiveInt = 10
     """A server that dies this often under an activation makes it a dead letter."""
-    pending_per_namespace: int = 1_000_000
+    pending_per_namespace: PositiveInt = 1_000_000
     """Activations that wait or run; beyond it a namespace's matches become dead letters `throttled`."""
-    window_per_action: int = 64
+    window_per_action: PositiveInt = 64
     """Pending activations of one action that are in memory; the rest wait on disk."""
-    window_total: int = 10_000
+    window_total: PositiveInt = 10_000
     """Activations of all actions and pools together that are in memory."""
-    batch_bytes: int = 16 << 20
+    batch_bytes: PositiveInt = 16 << 20
     """Records of one engine transaction, together."""
-    jobs_in_queue: int = 1000
+    jobs_in_queue: PositiveInt = 1000
     """Jobs of one pool that are handed over at once; the rest wait on disk."""
-    disk_free_mb: int = 200
+    disk_free_mb: NonNegativeInt = 200
     """Below it ingress answers 503 and reading pauses."""
 
 
 class Retention(_Section):
-    activations_days: float = 30
-    log_days: float = 7
-    log_mb: int = 10_000
-    dead_letters_days: float = 90
-    dedup_keep_days: float = 400
+    activations_days: PositiveFloat = 30
+    log_days: PositiveFloat = 7
+    log_mb: PositiveInt = 10_000
+    dead_letters_days: PositiveFloat = 90
+    dedup_keep_days: PositiveFloat = 400
     """How long the ledger remembers that an event has been dealt with."""
 
 
@@ -167,12 +178,32 @@ def load(file: Path | None = None, **overrides: Any) -> Settings:
             raise InvalidConfig(f"can't read configuration {file}: {e.strerror}") from e
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
             raise InvalidConfig(f"{file} is not valid TOML: {e}") from e
-    for section, values in overrides.items():
-        table[section] = {**table.get(section, {}), **values} if isinstance(values, dict) else values
+    _check_environment()
+    for values in (EnvSettingsSource(Settings)(), overrides):
+        table = _over(table, values)
     try:
         return Settings(**table)
     except ValidationError as e:
         raise InvalidConfig(f"{file or 'configuration'}: " + "; ".join(_explain(error) for error in e.errors())) from e
+
+
+def _over(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` over `below`, tables merged."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _over(merged[key], value) if both else value
+    return merged
+
+
+def _check_environment() -> None:
+    """A setting in the environment that belongs to no section is a slip."""
+    for name in os.environ:
+        section = name.removeprefix("EVENTMILL_").partition("__")[0].lower()
+        if name.startswith("EVENTMILL_") and "__" in name and section not in Settings.model_fields:
+            near = difflib.get_close_matches(section, Settings.model_fields, n=1)
+            hint = f"did you mean EVENTMILL_{near[0].upper()}__…?" if near else ", ".join(Settings.model_fields)
+            raise InvalidConfig(f"environment variable {name}: there is no section '{section}' ({hint})")
 
 
 def _explain(error: Any) -> str:

@@ -122,7 +122,7 @@ async def _serve(
             _log.info("ending: functions under way get %g s", settings.server.drain_timeout_s)
             for task in ending:
                 task.cancel()
-            http.should_exit = True
+            http.ending.set()
             await served
     finally:
         with contextlib.suppress(TimeoutError):
@@ -247,7 +247,16 @@ async def _until_failed(engine: Engine) -> None:
 
 
 class _Http(uvicorn.Server):
-    """uvicorn without its own handling of signals: the server ends everything in its own order."""
+    """uvicorn without its own handling of signals (the server ends everything in its own order) and without its ten
+    looks a second at whether it should end: it waits for `ending`."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ending = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)  # sets the default headers
+        await self.ending.wait()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -261,6 +270,7 @@ def _http_config(services: Services) -> uvicorn.Config:
         access_log=False,
         lifespan="off",
         server_header=False,
+        date_header=False,
         timeout_graceful_shutdown=int(services.settings.server.drain_timeout_s),
     )
 
@@ -296,6 +306,7 @@ def _data_dir(path: Path) -> Iterator[Path]:
     """The data directory, made if need be, for this server alone."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.chmod(0o700)  # it may have been there before; all that is in it is protected by this
         lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as e:
         raise InvalidConfig(f"can't use the data directory {path}: {e.strerror}") from e

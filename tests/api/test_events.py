@@ -100,6 +100,14 @@ def test_a_key_posts_only_in_the_name_of_its_sources(server: Running) -> None:
         assert post(caller, event()).status_code == 403
 
 
+def test_nobody_posts_completions_and_ticks(server: Running, caller: Caller) -> None:
+    before = len(log_of(server))
+    answer = post(caller, event(source="/eventmill/schedules"))
+    assert answer.status_code == 403
+    assert "the server's own" in answer.json()["error"]
+    assert len(log_of(server)) == before
+
+
 @pytest.mark.slow
 def test_what_was_accepted_is_there_after_a_restart(tmp_path: Path) -> None:
     with running(tmp_path) as server, server.caller() as caller:

@@ -258,6 +258,23 @@ def test_two_replays_at_once_are_one(tmp_path: Path) -> None:
     run(body)
 
 
+def test_what_has_succeeded_is_not_replayed_though_its_chain_failed(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path, {"f": nothing, "g": error}) as w:
+            await w.action("f")
+            await w.action("g")
+            await w.action("chain", "sequence", components=["f", "g"])
+            row = await w.engine.invoke("ns/chain", {}, wait_s=5)
+            with pytest.raises(Conflict, match="is succeeded"):
+                await w.engine.replay(ids.step_id(row.id, 0))
+            await w.engine.replay(ids.step_id(row.id, 1))
+            await w.until_finished(5)
+            again = await w.row(row.id)
+            assert (again.state, again.attempt, again.started is not None) == (State.FAILED, 2, True)
+
+    run(body)
+
+
 def test_a_map_inside_of_a_chain_is_replayed(tmp_path: Path) -> None:
     async def body() -> None:
         async with world(tmp_path, {"list": lambda _: {"items": [1, 2, 3]}, "f": error}) as w:

@@ -110,10 +110,10 @@ def replay(turn: Turn, id: str) -> Activation:
     """Try a failed or cancelled activation again; a chain goes on where it failed. A step whose chain has ended is
     replayed with its chain. Raises NotFound or Conflict."""
     row = turn.require(id)
+    _check_done_wrong(row)
     while row.parent is not None and (parent := turn.require(row.parent)).state.final:
         row = parent
-    if row.state not in _DONE_WRONG:
-        raise Conflict(f"activation {id} is {row.state}: only one that has failed or was cancelled can be replayed")
+    _check_done_wrong(row)
     turn.write_rows()
     if row.parent is not None and turn.require(row.parent).category is Category.MAP:
         state = turn.map_state(row.parent)  # the map goes on, and takes this element for ended
@@ -121,6 +121,11 @@ def replay(turn: Turn, id: str) -> Activation:
     _again(turn, row)
     turn.settle()
     return row
+
+
+def _check_done_wrong(row: Activation) -> None:
+    if row.state not in _DONE_WRONG:
+        raise Conflict(f"activation {row.id} is {row.state}: only one that has failed or was cancelled can be replayed")
 
 
 def _again(turn: Turn, row: Activation) -> None:
@@ -133,6 +138,7 @@ def _again(turn: Turn, row: Activation) -> None:
         row,
         State.RUNNING if is_chain else State.PENDING,
         attempts_left=turn.retries(action, turn.limits.attempts_event),
+        started=turn.now_ms if is_chain else None,
         deadline=steps.deadline_of(turn, action) if is_chain else None,
     )
     turn.changes.alive[row.namespace] += 1

@@ -125,7 +125,7 @@ class Turn:
         """The activation of a match, unless something forbids it: then a dead letter says what."""
         rule, event = match.rule, match.event
         depth, traceparent = event.get(DEPTH, 0), event.get("traceparent")
-        depth = depth if isinstance(depth, int) else 0
+        depth = max(depth, 0) if isinstance(depth, int) else 0
         action = self.book.action(self.tx, rule.action)
         if action is None:
             self._refuse(match, "activation", f"action {rule.action} does not exist")

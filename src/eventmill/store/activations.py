@@ -369,19 +369,20 @@ class Activations:
         """Note that somebody has asked to end it."""
         self._driver.execute("UPDATE activations SET cancelled=1 WHERE seq=?", (seq,))
 
-    def reset(self, row: Activation, state: State, *, attempts_left: int, deadline: int | None) -> None:
+    def reset(
+        self, row: Activation, state: State, *, attempts_left: int, started: int | None, deadline: int | None
+    ) -> None:
         """A replay: a finished activation waits for its next attempt (PENDING); a chain goes on (RUNNING). The row is
         changed and written."""
         check_transition(row.id, row.state, state)
         self.keep_attempts([row])
         row.state, row.attempt, row.attempts_left, row.deadline = state, row.attempt + 1, attempts_left, deadline
         row.interruptions, row.cancelled, row.handle, row.status, row.result = 0, False, None, None, None
-        row.started, row.ended, row.logs, row.usage = None, None, (), None
+        row.started, row.ended, row.logs, row.usage = started, None, (), None
         self._driver.execute(
-            "UPDATE activations SET state=?, attempt=?, attempts_left=?, deadline=?, queue=?, interruptions=0,"
-            " cancelled=0, handle=NULL, status=NULL, result=NULL, started=NULL, ended=NULL, logs=NULL,"
-            ' "usage"=NULL WHERE seq=?',
-            (int(state), row.attempt, attempts_left, deadline, row.queue, row.seq),
+            "UPDATE activations SET state=?, attempt=?, attempts_left=?, started=?, deadline=?, queue=?,"
+            ' interruptions=0, cancelled=0, handle=NULL, status=NULL, result=NULL, ended=NULL, logs=NULL, "usage"=NULL WHERE seq=?',
+            (int(state), row.attempt, attempts_left, started, deadline, row.queue, row.seq),
         )
 
     def _many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
