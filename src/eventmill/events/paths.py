@@ -7,7 +7,7 @@ one it stays as it is. Mapping is done on the text: it touches no file, and reso
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from eventmill.config import PathMap
 from eventmill.errors import InvalidConfig
@@ -24,21 +24,13 @@ class PathTable:
 
     def __init__(self, rows: Iterable[PathMap] = ()) -> None:
         table = [(_prefix(r.subject), _prefix(r.source or r.subject), _prefix(r.local or r.subject)) for r in rows]
-        self._to_subject = _prefixes((local, subject) for subject, _, local in table)
         self._to_local = _prefixes((subject, local) for subject, _, local in table)
-        self._from_source = _prefixes((source, subject) for subject, source, _ in table)
-
-    def to_subject(self, local_path: str) -> str:
+        self.to_subject = _mapper(_prefixes((local, subject) for subject, _, local in table))
         """What users call the file that this machine has there."""
-        return _map(self._to_subject, local_path)
-
-    def to_local(self, subject: str) -> str:
-        """Where this machine has the file."""
-        return _map(self._to_local, subject)
-
-    def from_source(self, storage_path: str) -> str:
+        self.to_local = _mapper(self._to_local)
+        """Where this machine has the file that users call so."""
+        self.from_source = _mapper(_prefixes((source, subject) for subject, source, _ in table))
         """What users call the file that the storage system calls so."""
-        return _map(self._from_source, storage_path)
 
     def environment(self) -> str:
         """The value of EVENTMILL_PATHS, by which `Event.path` does what `to_local` does."""
@@ -59,10 +51,14 @@ def _prefixes(pairs: Iterable[tuple[str, str]]) -> _Prefixes:
     return sorted(table.items(), key=lambda pair: -len(pair[0]))
 
 
-def _map(prefixes: _Prefixes, path: str) -> str:
-    for old, new in prefixes:
-        if path.startswith(old):
-            rest = path[len(old) :]
-            if not rest or rest[0] == "/":
-                return new + rest or "/"
-    return path
+def _mapper(prefixes: _Prefixes) -> Callable[[str], str]:
+    """The mapping as a function; a decoder calls it for every record."""
+    rows = [(old, f"{old}/", len(old), new) for old, new in prefixes]
+
+    def mapped(path: str) -> str:
+        for old, below, length, new in rows:
+            if path.startswith(below) or path == old:
+                return new + path[length:] or "/"
+        return path
+
+    return mapped

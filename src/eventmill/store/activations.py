@@ -381,7 +381,8 @@ class Activations:
         row.started, row.ended, row.logs, row.usage = started, None, (), None
         self._driver.execute(
             "UPDATE activations SET state=?, attempt=?, attempts_left=?, started=?, deadline=?, queue=?,"
-            ' interruptions=0, cancelled=0, handle=NULL, status=NULL, result=NULL, ended=NULL, logs=NULL, "usage"=NULL WHERE seq=?',
+            " interruptions=0, cancelled=0, handle=NULL, status=NULL, result=NULL, ended=NULL, logs=NULL,"
+            ' "usage"=NULL WHERE seq=?',
             (int(state), row.attempt, attempts_left, started, deadline, row.queue, row.seq),
         )
 
