@@ -36,6 +36,8 @@ data_dir = "mill.toml/data"
 [limits]
 disk_free_mb = 1000000000
 [[files]]
+path = "mill.toml"
+[[files]]
 path = "/nosuch"
 [[paths]]
 subject = "/exfel"
@@ -44,8 +46,9 @@ local = "/nosuch/either"
         code, report = checked(cli, config)
     assert code == 1
     details = {name: facts["detail"] for name, facts in report["components"].items() if not facts["ok"]}
-    assert set(details) == {"server.data_dir", "disk", "server.port", "files /nosuch", "paths /exfel"}
+    assert set(details) == {"server.data_dir", "disk", "server.port", "files mill.toml", "paths /exfel"}
     assert "mill.toml is no directory" in details["server.data_dir"]
+    assert report["components"]["files /nosuch"]["detail"] == "/nosuch is not there yet: it will be waited for"
     assert "Address already in use" in details["server.port"]
     assert "below limits.disk_free_mb" in details["disk"]
 

@@ -52,7 +52,6 @@ def test_paths_map_roots(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("glob", "problem"),
     [
-        ("/nosuch/place/*.h5", "there is no such directory here"),
         ("**/*.h5", "names of files begin with '/'"),
         ("/**/*.h5", "would watch the whole machine"),
         ("/*/*.h5", "would watch the whole machine"),

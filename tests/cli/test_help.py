@@ -34,6 +34,7 @@ def test_the_commands_of_a_first_look(cli: Cli) -> None:
         "serve",
         "check",
         "deploy",
+        "undeploy",
         "test",
         "lint",
         "emit",

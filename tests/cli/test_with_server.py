@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from eventmill.cli.client import Client, target
 from tests.cli import flows
 from tests.cli.conftest import Cli, Ran, event
 from tests.cli.server import ended, started, wait_for
@@ -135,15 +136,82 @@ mill.on(happened("x"), f)
     assert "deleted" not in outcomes(lab("deploy", lab.write("other.py", other.format("lab2")), "--json"))
 
 
-def test_deploy_says_what_was_refused(lab: Lab) -> None:
-    big = FLOW.replace('Mill("lab"', 'Mill("big"').replace("@mill.function(retries=0)", '@mill.function(timeout="2h")')
-    ran = lab("deploy", lab.write("big.py", big), "--json")
-    assert ran.code == 1
-    refused = [change for change in ran.objects if change["outcome"] == "refused"]
-    assert [change["name"] for change in refused] == ["big/refuse", "big.refuse", "big.files"]
-    assert "duration 7200000 milliseconds exceeds allowed threshold" in refused[0]["reason"]
-    ran = lab("deploy", "big.py")
-    assert "eventmill: action 'big/refuse' was refused: " in ran.err
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+def test_deploy_finds_all_that_would_be_refused_before_it_sends_anything(lab: Lab, options: tuple[str, ...]) -> None:
+    wrong = """
+from eventmill import Mill, cron
+mill = Mill("wrong")
+@mill.function(timeout="2h")
+def slow(event): ...
+@mill.job(submit={"getenv": "true"})
+def heavy(event): ...
+mill.on(cron("99 * * * *"), slow)
+"""
+    ran = lab("deploy", lab.write("wrong.py", wrong), *options)
+    assert (ran.code, ran.out) == (2, "")
+    lines = ran.err.splitlines()
+    assert lines[0] == "eventmill: wrong.py:8: rule 'slow': cron '99 * * * *': Bad minute"
+    assert lines[1].startswith("eventmill: wrong.py:4: action 'wrong/slow': requirement failed: duration 7200000 mill")
+    assert lines[2].startswith("eventmill: wrong.py:6: action 'wrong/heavy': job.sub, line 9: 'getenv' is refused")
+    assert len(lines) == 3
+
+
+def test_a_flow_that_is_refused_changes_nothing(lab: Lab) -> None:
+    flow = """
+from eventmill import Mill, happened
+mill = Mill("whole", parameters={"bound": 1})
+@mill.function(parameters={"own": 2}, retries=1)
+def old(event): ...
+mill.on(happened("whole.old"), old)
+"""
+    assert lab("deploy", lab.write("whole.py", flow)).code == 0
+    new = flow.replace('"bound": 1', '"bound": 3').replace('"own": 2}, retries=1', '"other": 4}, timeout="5s"')
+    new = new.replace('"whole.old"', '"whole.new"') + 'mill.on(happened("whole.more"), old, name="more")\n'
+    with Client(target(None, None, lab.data)) as client:
+        base = "/api/v1/namespaces/_"
+        # a rule has the name that a trigger of the new flow needs: only the server can know that
+        body = {"trigger": "/_/whole.old.trigger", "action": "/_/whole/old"}
+        client.put(f"{base}/rules/whole.more.trigger", body)
+        paths = ["packages/whole", "actions/whole/old", "triggers/whole.old.trigger", "rules/whole.old"]
+
+        def entities() -> list[Any]:
+            found = [client.get(f"{base}/{path}") for path in paths]
+            return [{key: e[key] for key in e if key not in ("version", "updated", "actions")} for e in found]
+
+        before = entities()
+        ran = lab("deploy", lab.write("whole.py", new))
+        assert ran.code == 1
+        assert "eventmill: whole.py:7: trigger 'whole.more.trigger' was refused: Resource by this name" in ran.err
+        assert ran.err.endswith("eventmill: the flow was refused: nothing was changed\n")
+        after = entities()
+        for one, other in zip(before, after, strict=True):
+            one["annotations"].sort(key=str)
+            other["annotations"].sort(key=str)
+        assert after == before
+        client.delete(f"{base}/rules/whole.more.trigger")
+    assert outcomes(lab("deploy", "whole.py", "--json"))["created"] == [
+        "triggers whole.more.trigger",
+        "rules whole.more",
+    ]
+
+
+def test_undeploy_removes_a_flow(lab: Lab) -> None:
+    flow = """
+from eventmill import Mill, happened
+mill = Mill("gone")
+@mill.function
+def {0}(event): ...
+mill.on(happened("x"), {0})
+"""
+    assert lab("deploy", lab.write("one.py", flow.format("f"))).code == 0
+    assert lab("deploy", lab.write("two.py", flow.format("g"))).code == 0
+    planned = outcomes(lab("undeploy", "one.py", "--dry-run", "--json"))
+    # the other file's part of the package stays
+    assert planned == {"deleted": ["rules gone.f", "triggers gone.f.trigger", "actions gone/f"]}
+    assert outcomes(lab("undeploy", "one.py", "--json")) == planned
+    assert outcomes(lab("undeploy", "gone", "--json"))["deleted"][-1] == "packages gone"
+    ran = lab("undeploy", "gone")
+    assert (ran.code, ran.err) == (1, "eventmill: there is nothing of 'gone' on the server\n")
 
 
 def test_an_event_becomes_a_chain(lab: Lab) -> None:
@@ -287,14 +355,55 @@ def test_run_prints_lines_for_people(tmp_path: Path, cli: Cli) -> None:
 def test_run_with_a_flow_that_is_refused(tmp_path: Path, cli: Cli) -> None:
     cli.write("big.py", FLOW.replace("@mill.function(retries=0)", '@mill.function(timeout="2h")'))
     ran = cli.real("run", "big.py", "--data-dir", "data", "--port", "0")
-    assert ran.code == 1
-    assert "eventmill: action 'lab/refuse': requirement failed: duration 7200000" in ran.err
+    assert ran.code == 2
+    assert "eventmill: big.py:11: action 'lab/refuse': requirement failed: duration 7200000" in ran.err
+    assert not (tmp_path / "data").exists()
 
 
-def test_run_says_what_it_does_not_watch(tmp_path: Path) -> None:
-    (tmp_path / "small.py").write_text(flows.SMALL.replace("ROOT", "/nosuch"))
-    with started(tmp_path, "run", "small.py"):
-        assert "not watched: /nosuch: there is no such directory here" in (tmp_path / "stderr").read_text()
+def test_run_waits_for_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "small.py").write_text(flows.SMALL.replace("ROOT", str(tmp_path / "in/later")))
+    with started(tmp_path, "run", "small.py") as process:
+        said = tmp_path / "stderr"
+        wait_for(lambda: "isn't there: waiting" in said.read_text())
+        assert f"waiting for {tmp_path / 'in/later'} to appear\n" in said.read_text()
+        (tmp_path / "in/later").mkdir(parents=True)
+        (tmp_path / "in/later/a.txt").write_text("x")
+        assert process.stdout is not None
+        assert process.stdout.readline().split()[1:3] == ["succeeded", "small/note"]
+
+
+def test_run_tells_of_files_that_were_there_and_of_rules_from_before(tmp_path: Path) -> None:
+    small_flow(tmp_path)
+    for name in "ab":
+        (tmp_path / "in" / name).write_text("")
+    said = tmp_path / "stderr"
+    with started(tmp_path, "run", "small.py") as process:
+        hint = f"eventmill emit --from {tmp_path}/in --rule small.files --data-dir data\n"
+        wait_for(lambda: hint in said.read_text())
+        assert f"2 files were there already and are ignored; announce them with: {hint}" in said.read_text()
+        assert ": 2 rules; Ctrl-C ends it" in said.read_text()
+        assert ended(process) == 0
+    other = 'from eventmill import Mill, happened\nmill = Mill("other")\n@mill.function\ndef f(event): ...\n'
+    (tmp_path / "other.py").write_text(other + 'mill.on(happened("x"), f)\n')
+    with started(tmp_path, "run", "other.py"):
+        wait_for(lambda: ": 1 rule; Ctrl-C ends it" in said.read_text())
+        assert "also active from before: small.asked, small.files (" in said.read_text()
+        assert "were there already" not in said.read_text()
+
+
+def test_a_second_interrupt_ends_run_at_once(tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "slow.py").write_text(FLOW)
+    with started(tmp_path, "run", "slow.py") as process:
+        said = tmp_path / "stderr"
+        wait_for(lambda: "is served at" in said.read_text())
+        assert cli("emit", "--type", "lab.wait", "--data-dir", "data").code == 0
+        command = ("activations", "list", "--state", "handed,running", "--data-dir", "data", "--json")
+        wait_for(lambda: cli(*command).objects)
+        process.send_signal(signal.SIGINT)
+        wait_for(lambda: "ending: functions under way get 10 s; Ctrl-C again ends now\n" in said.read_text())
+        assert process.poll() is None
+        assert ended(process, signal.SIGINT) == 130
+        assert "Traceback" not in said.read_text()
 
 
 def test_a_data_directory_has_one_server(tmp_path: Path, cli: Cli) -> None:

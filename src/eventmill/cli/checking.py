@@ -34,7 +34,7 @@ def components(settings: Settings) -> Iterator[Component]:
     yield _port(settings)
     yield _paths(settings)
     for source in settings.files:
-        yield _directory(f"files {source.path}", source.path)
+        yield _source(f"files {source.path}", source.path)
     for row in settings.paths:
         if row.local is not None:
             yield _directory(f"paths {row.subject}", Path(row.local))
@@ -96,6 +96,13 @@ def _paths(settings: Settings) -> Component:
     except InvalidConfig as e:
         return Component("paths", False, str(e))
     return Component("paths", True, f"{len(settings.paths)} rows")
+
+
+def _source(name: str, path: Path) -> Component:
+    """A root that is not there yet is no fault: the server waits for it."""
+    if not path.exists():
+        return Component(name, True, f"{path} is not there yet: it will be waited for")
+    return _directory(name, path)
 
 
 def _directory(name: str, path: Path) -> Component:

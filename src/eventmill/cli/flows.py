@@ -1,7 +1,8 @@
-"""Commands about a flow file: `deploy`, `test`, `lint`."""
+"""Commands about a flow file: `deploy`, `undeploy`, `test`, `lint`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,9 @@ from eventmill.cli.options import CommandFailed, closing
 from eventmill.errors import InvalidFlow, InvalidInput
 
 if TYPE_CHECKING:
+    from eventmill.cli.client import Client
     from eventmill.cli.deployment import Change
+    from eventmill.config import Limits
     from eventmill.sdk.pack import Flow
 
 FlowFile = Annotated[Path, typer.Argument(metavar="FLOW.py", help="The flow.")]
@@ -29,37 +32,28 @@ def read_flow(path: Path) -> Flow:
         raise InvalidFlow(str(e)) from e
 
 
-def flow_entities(flow: Flow, namespace: str, parameters: dict[str, Any] | None = None) -> list[Any]:
-    """The flow's documents, their patterns read once here, so that a mistake is known before anything is sent.
+def flow_entities(
+    flow: Flow, namespace: str, parameters: dict[str, Any] | None = None, limits: Limits | None = None
+) -> list[Any]:
+    """The flow's documents, checked here, so that a mistake is known before anything is sent: patterns and schedules,
+    and with `limits` (a server's) everything else that a server would refuse.
 
-    Raises InvalidFlow.
+    Raises InvalidFlow, which names all that was found.
     """
-    from eventmill.cli.deployment import named
-    from eventmill.errors import InvalidPattern
-    from eventmill.rules import parse
+    from eventmill.cli import prechecks
     from eventmill.sdk.errors import FlowError
 
     try:
         entities = flow.documents(namespace=namespace, parameters=parameters)
     except FlowError as e:
         raise InvalidFlow(str(e)) from e
-    for collection, name, document in entities:
-        if collection == "triggers":
-            try:
-                parse(named(document["annotations"])["pattern"])
-            except InvalidPattern as e:
-                raise InvalidFlow(f"{_where(flow, name)}: rule '{_rule_name(name)}': {e}") from e
+    problems = list(prechecks.in_patterns(flow, entities))
+    if limits is not None:
+        left = [entity for entity in entities if entity[0] != "triggers"] if problems else entities
+        problems += prechecks.in_documents(flow, left, namespace, limits)
+    if problems:
+        raise InvalidFlow("\neventmill: ".join(problems))
     return entities
-
-
-def _rule_name(trigger: str) -> str:
-    return trigger.removesuffix(".trigger").partition(".")[2]
-
-
-def _where(flow: Flow, trigger: str) -> str:
-    """`flow.py:12`, where the rule of this trigger was written."""
-    package = trigger.partition(".")[0]
-    return next(mill.rules[_rule_name(trigger)].where for mill in flow.mills if mill.name == package)
 
 
 def parameter_values(pairs: list[str] | None, option: str) -> dict[str, Any]:
@@ -93,7 +87,8 @@ def deploy(
 ) -> None:
     """Put a flow on a running server.
 
-    Sends only what has changed, and removes what an earlier version of the flow had and this one hasn't.
+    Sends only what has changed, and removes what an earlier version of the flow had and this one hasn't. If anything is
+    refused, nothing is changed.
     """
     from eventmill.cli import output
     from eventmill.cli.client import Client, target
@@ -102,31 +97,86 @@ def deploy(
     flow = read_flow(flow_file)
     given = parameter_values(parameters, "--param")
     with Client(target(url, key, data_dir)) as client:
-        entities = flow_entities(flow, real_name(client, namespace), given)
+        entities = flow_entities(flow, real_name(client, namespace), given, limits_of(client))
         changes = plan(client, namespace, flow, entities)
         if not dry_run:
             with output.progress("deploying", len(changes)) as step:
                 changes = carry_out(client, namespace, changes, lambda change: step())
-    _print_changes(changes, json)
+    _print_changes(changes, json, "the flow is empty")
+    for refusal in refusals(flow, changes):
+        output.note(f"eventmill: {refusal}")
     if dry_run:
         output.note("dry run: nothing was changed")
     if any(change.outcome == "refused" for change in changes):
         raise CommandFailed
 
 
-def _print_changes(changes: list[Change], json: bool) -> None:
+def limits_of(client: Client) -> Limits:
+    """What this server bounds. A server of another version may know more limits than we do."""
+    from eventmill.config import Limits
+
+    given = client.get("/eventmill/v1/check")["settings"]["limits"]
+    return Limits(**{name: value for name, value in given.items() if name in Limits.model_fields})
+
+
+def refusals(flow: Flow, changes: list[Change]) -> Iterator[str]:
+    """What the server has refused, with the line of its definition; and that nothing else was done, if so it is."""
+    from eventmill.cli import prechecks
+
+    refused = [change for change in changes if change.outcome == "refused"]
+    for change in refused:
+        where = prechecks.where(flow, change.collection, change.name)
+        yield f"{where}: {change.collection.removesuffix('s')} '{change.name}' was refused: {change.reason}"
+    if refused and refused == changes:
+        yield "the flow was refused: nothing was changed"
+
+
+def _print_changes(changes: list[Change], json: bool, empty: str) -> None:
     from eventmill.cli import output
 
     if json:
         output.json_lines(change.as_json() for change in changes)
         return
-    rows = [(c.outcome, c.collection.removesuffix("s"), c.name) for c in changes]
-    output.table(("outcome", "entity", "name"), rows, "the flow is empty")
-    for change in changes:
-        if change.reason:
-            output.note(
-                f"eventmill: {change.collection.removesuffix('s')} '{change.name}' was refused: {change.reason}"
-            )
+    output.table(
+        ("outcome", "entity", "name"), [(c.outcome, c.collection.removesuffix("s"), c.name) for c in changes], empty
+    )
+
+
+def undeploy(
+    what: Annotated[str, typer.Argument(metavar="FLOW.py|NAME", help="The flow's file, or the name of its Mill.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    namespace: options.Namespace = "_",
+    url: options.Url = None,
+    key: options.Key = None,
+    data_dir: options.DataDir = None,
+    json: options.Json = False,
+) -> None:
+    """Remove a flow from a running server.
+
+    Its rules, triggers, actions and packages; with a NAME all that is in this package, whichever file it came from.
+    Activations that wait or run still get what they need, and their records stay.
+    """
+    from eventmill.cli import output
+    from eventmill.cli.client import Client, target
+    from eventmill.cli.deployment import removal, remove
+    from eventmill.errors import NotFound
+
+    flow = read_flow(Path(what)) if what.endswith(".py") else None
+    packages = {mill.name for mill in flow.mills} if flow else {what}
+    with Client(target(url, key, data_dir)) as client:
+        changes = removal(client, namespace, packages, flow.path.name if flow else None)
+        if not changes:
+            raise NotFound(f"there is nothing of '{what}' on the server")
+        if not dry_run:
+            changes = remove(client, namespace, changes)
+    _print_changes(changes, json, "")
+    refused = [change for change in changes if change.outcome == "refused"]
+    for change in refused:
+        output.note(f"eventmill: {change.collection.removesuffix('s')} '{change.name}' stays: {change.reason}")
+    if dry_run:
+        output.note("dry run: nothing was changed")
+    if refused:
+        raise CommandFailed
 
 
 def rehearse(
@@ -157,11 +207,12 @@ def rehearse(
     from eventmill.cli.rehearsal import Rehearsal
     from eventmill.config import load
 
-    paths = load(config).paths
+    settings = load(config)
     flow = read_flow(flow_file)
     event = read_event(event_file)
     results = parameter_values(assumed, "--result")
-    rehearsal = Rehearsal(flow, flow_entities(flow, "default", parameter_values(parameters, "--param")), results, paths)
+    entities = flow_entities(flow, "default", parameter_values(parameters, "--param"), settings.limits)
+    rehearsal = Rehearsal(flow, entities, results, settings.paths)
     steps = []
     for step in rehearsal.run(event):
         steps.append(step)
@@ -217,6 +268,13 @@ def register(app: typer.Typer) -> None:
             codes="0 done, 1 something was refused or no server answered, 2 the flow is wrong.",
         )
     )(deploy)
+    app.command(
+        epilog=closing(
+            "eventmill undeploy flow.py --dry-run",
+            "eventmill undeploy beamtime",
+            codes="0 removed, 1 nothing of it is there or no server answered, 2 the flow is wrong.",
+        )
+    )(undeploy)
     app.command(
         "test",
         epilog=closing(

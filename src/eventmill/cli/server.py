@@ -45,7 +45,7 @@ def run(
 ) -> None:
     """Serve a flow on this machine and print what happens.
 
-    Nothing else needs to be installed. Ctrl-C ends it: what runs is let finish.
+    Nothing else needs to be installed. Ctrl-C ends it: what runs is let finish; a second Ctrl-C ends it at once.
 
     Directories that its files.written(…) globs name are watched. One line is printed for every activation that ends
     and for every dead letter. State is kept in the data directory: the next run goes on where this one ended.
@@ -55,7 +55,7 @@ def run(
 
     settings = settings_of(config, data_dir, port, None, log_format)
     flow = read_flow(flow_file)
-    run_flow(flow, flow_entities(flow, "default"), settings, json)
+    run_flow(flow, flow_entities(flow, "default", limits=settings.limits), settings, json)
 
 
 def serve(
@@ -145,7 +145,7 @@ def register(app: typer.Typer) -> None:
         epilog=closing(
             "eventmill run flow.py",
             "eventmill run flow.py --data-dir /var/tmp/mill --config eventmill.toml --port 0",
-            codes="0 ended by Ctrl-C or SIGTERM, 1 failed, 2 the flow or configuration is wrong.",
+            codes="0 ended by Ctrl-C or SIGTERM, 1 failed, 2 the flow or configuration is wrong, 130 second Ctrl-C.",
         )
     )(run)
     app.command(
