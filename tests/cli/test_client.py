@@ -43,6 +43,16 @@ def test_the_default_directory_is_beside_us(tmp_path: Path, monkeypatch: pytest.
     assert target(None, None, None).key == KEY
 
 
+def test_a_named_data_directory_wins_over_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVENTMILL_URL", "https://mill.example.org")
+    monkeypatch.setenv("EVENTMILL_KEY", "a:b")
+    named = data_dir(tmp_path / "d", "http://127.0.0.1:1234", KEY)
+    found = target("https://mill.example.org", "a:b", named)
+    assert (found.url, found.key) == ("http://127.0.0.1:1234", KEY)
+    assert target("https://other.example.org", "c:d", named) == Target("https://other.example.org", "--url", "c:d")
+    assert target("https://mill.example.org", "a:b", None).key == "a:b"
+
+
 def test_a_key_is_not_sent_to_another_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     data_dir(tmp_path / ".eventmill", "http://127.0.0.1:1234", KEY)

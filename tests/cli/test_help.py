@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from eventmill.cli import app
-from tests.cli.conftest import Cli
+from tests.cli.conftest import COMMAND, Cli
 
 COMMANDS = [(command.name or command.callback.__name__,) for command in app.registered_commands if command.callback] + [
     (group.typer_instance.info.name, command.name or command.callback.__name__)
@@ -58,6 +60,19 @@ def test_wrong_usage(cli: Cli, wrong: tuple[str, ...]) -> None:
     ran = cli(*wrong)
     assert (ran.code, ran.out) == (2, "")
     assert "Usage: eventmill" in ran.err
+
+
+@pytest.mark.slow
+def test_an_early_interrupt_leaves_no_traceback() -> None:
+    """Python's own start, before our first line, takes some 15 ms."""
+    for delay_s in (0.03, 0.06, 0.1, 0.2):
+        with subprocess.Popen([COMMAND, "emit", "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            time.sleep(delay_s)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=30)
+        if b"site.py" not in err:
+            assert b"Traceback" not in err
+            assert process.returncode in (-signal.SIGINT, 130)
 
 
 def test_nothing_heavy_is_imported_before_a_command_runs() -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from typing import Any
 
 import pytest
 
+from eventmill.engine.turn import _failed_document
+from eventmill.entities import Activation, Category, State
 from tests.cli import flows
 from tests.cli.conftest import Cli, Ran, event
 
@@ -112,9 +115,39 @@ def test_a_failed_element_fails_the_map(cli: Cli, flow: str) -> None:
     ran = rehearse(cli, flow, "/exfel/r1/raw/a.h5", "--json", "--result", 'reconstruct={"items": [7, 2]}')
     made = steps(ran)["beamtime/map-half"]
     assert made["outcome"] == "failed"
-    assert made["result"] == {
-        "items": [{"half": 1.0}], "failed": [{"index": 0, "error": "odd"}], "error": "1 of 2 elements failed",
-    }  # fmt: skip
+    [failed] = made["result"].pop("failed")
+    assert re.fullmatch("[0-9a-f]{32}", failed.pop("activationId"))
+    assert failed == {"index": 0, "error": "odd"}
+    assert made["result"] == {"items": [{"half": 1.0}], "error": "1 of 2 elements failed"}
+
+
+def test_on_error_gets_what_it_gets_from_a_server(cli: Cli) -> None:
+    code = """
+from eventmill import Mill, happened
+mill = Mill("m", parameters={"bound": 1})
+@mill.function
+def alarm(failure):
+    return {"got": failure}
+@mill.function(on_error=alarm)
+def fails(event):
+    print("one")
+    print("two", end="")
+    raise ValueError("wrong")
+mill.on(happened("t"), fails, name="rule")
+"""
+    ran = cli("test", cli.write("m.py", code), "-", "--json", stdin=json.dumps(event(type="t")))
+    got = steps(ran)["m/alarm"]["result"]["got"]
+    row = Activation(
+        id="0" * 32, namespace="n", action="n/a", revision=0, category=Category.FUNCTION, state=State.FAILED,
+        partition=0, params=b"{}",
+    )  # fmt: skip
+    assert set(got) - {"bound"} == set(json.loads(_failed_document(row)))
+    assert (got["rule"], got["action"], got["attempt"]) == ("default/m.rule", "default/m/fails", 1)
+    assert (got["params"]["type"], got["params"]["bound"], got["error"]) == ("t", 1, "wrong")
+    assert got["start"] <= got["end"]
+    logs = [line.partition(" ")[2] for line in got["logs"]]
+    assert [line for line in logs if line.startswith("stdout")] == ["stdout: one", "stdout: two"]
+    assert "stderr: ValueError: wrong" in logs
 
 
 def test_parameters_and_paths(cli: Cli, flow: str) -> None:

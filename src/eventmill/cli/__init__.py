@@ -7,16 +7,26 @@ One process, one command, one thread (`run` excepted, which is a server).
 
 from __future__ import annotations
 
+# ruff: noqa: E402
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
+
+_interrupt = signal.getsignal(signal.SIGINT)
+if _interrupt is signal.default_int_handler:
+    # Ctrl-C among the imports below would be a traceback of theirs
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import typer
 
 from eventmill.cli import activations, dead_letters, events, flows, match, server
 from eventmill.cli.options import CANCELLED, FAILED, WRONG, CommandFailed
 from eventmill.errors import EventmillError, InvalidInput
+
+if _interrupt is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _interrupt)
 
 _BROKEN_PIPE = 141
 """What a shell sees of a program that SIGPIPE ended: the reader of our output has had enough."""

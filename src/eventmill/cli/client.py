@@ -50,12 +50,17 @@ class Target:
 
 
 def target(url: str | None, key: str | None, data_dir: Path | None) -> Target:
-    """The server that a command is meant for, by its options and environment, else by the data directory's files.
+    """The server that a command is meant for, by its options, else the environment, else the data directory's files.
 
-    Raises Unavailable if no server is known, InvalidConfig if its address can't be one, or there is no key for it.
+    A data directory that is named wins over an address and a key of the environment. Raises Unavailable if no server is
+    known, InvalidConfig if its address can't be one, or there is no key for it.
     """
     files = data_dir or DATA_DIR
     local_url = _first_line(files / "address")
+    if data_dir is not None:
+        url = None if url == os.environ.get("EVENTMILL_URL") else url
+        if url is None and key == os.environ.get("EVENTMILL_KEY"):
+            key = _first_line(files / "key") or key
     if url is not None:
         found, origin = url.rstrip("/"), "EVENTMILL_URL" if os.environ.get("EVENTMILL_URL") == url else "--url"
     elif local_url is not None:

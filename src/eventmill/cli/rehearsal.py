@@ -6,6 +6,7 @@ everything durable. The author's code runs here with the rights of whoever calls
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import textwrap
@@ -14,22 +15,23 @@ import traceback
 import uuid
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, BinaryIO, Literal, TextIO
 
 import orjson
 
 from eventmill.cli.deployment import named
 from eventmill.config import Limits, PathMap
 from eventmill.engine.completion import completion_event
-from eventmill.engine.decide import element_params, items_of
+from eventmill.engine.decide import element_params, error_of, items_of
 from eventmill.entities import Activation, Category, State, Status
 from eventmill.errors import InvalidInput
 from eventmill.events import PathTable
 from eventmill.rules import Pattern, explain, matches, parse
 from eventmill.sdk import runtime
-from eventmill.sdk.actions import Action, Function, Map, SubmitJob, Wrapped
+from eventmill.sdk.actions import Action, Coded, Function, Map, SubmitJob, Wrapped
 from eventmill.sdk.actions import Sequence as Chain
 from eventmill.sdk.errors import Fatal, Retry
 from eventmill.sdk.event import PATHS_ENV
@@ -90,9 +92,44 @@ class _End:
     text: str = ""
     outcome: str = ""
     duration_ms: float | None = None
+    logs: tuple[str, ...] = ()
+    activation: str = ""
 
 
 Steps = Generator[Step, None, _End]
+
+
+class _Tee(io.TextIOBase):
+    """What a function writes: passed on to our stderr, and kept as the lines of its logs."""
+
+    def __init__(self, stream: str, passed_on: TextIO, lines: list[str]) -> None:
+        self._stream = stream
+        self._passed_on = passed_on
+        self._lines = lines
+        self._rest = ""
+
+    def write(self, text: str) -> int:
+        self._passed_on.write(text)
+        *whole, self._rest = (self._rest + text).split("\n")
+        for line in whole:
+            self._lines.append(f"{datetime.now(UTC).isoformat()[:23]}Z {self._stream}: {line}")
+        return len(text)
+
+    def flush(self) -> None:
+        self._passed_on.flush()
+
+    def fileno(self) -> int:
+        """For programs that the function starts: what they write is seen, and not kept."""
+        return self._passed_on.fileno()
+
+    @property
+    def buffer(self) -> BinaryIO:
+        return self._passed_on.buffer
+
+    def end(self) -> None:
+        """A last line that was not ended counts, too."""
+        if self._rest:
+            self.write("\n")
 
 
 class Rehearsal:
@@ -128,12 +165,13 @@ class Rehearsal:
                 yield Step("rule", rule.name, "failed", text, about)
             elif matched:
                 yield Step("rule", rule.name, "matched", event=about)
-                yield from self._run(rule.action, dict(event), 0, depth)
+                yield from self._run(rule.action, dict(event), 0, depth, rule.name)
             elif not depth:
                 yield Step("rule", rule.name, "no match", _conditions(rule.pattern, event))
 
-    def _run(self, action: Action, params: Any, level: int, depth: int) -> Steps:
+    def _run(self, action: Action, params: Any, level: int, depth: int, rule: str | None = None) -> Steps:
         """Run an action, and what an `on_error` names if it fails; tell what became of it."""
+        id, start_ms, params = uuid.uuid4().hex, time.time_ns() // 1_000_000, self._given(action, params)
         if action.path in self._assumed:
             end = _checked(self._assumed[action.path], "as given by --result")
         elif isinstance(action, Chain):
@@ -146,14 +184,28 @@ class Rehearsal:
             assert isinstance(action, SubmitJob)
             hint = f"a submit description is not run here: give its result, --result '{action.name}={{…}}'"
             end = _End(False, None, hint, "not run")
+        end = replace(end, activation=id)
         outcome = end.outcome or ("succeeded" if end.ok else "failed")
         yield Step("action", action.path, outcome, end.text, "", level, end.result, end.duration_ms)
-        if end.outcome != "not run":
-            self._complete(action, end, depth)
-        if not end.ok and end.outcome != "not run" and action.on_error is not None:
-            failed = {"action": f"{_NAMESPACE}/{action.path}", "params": params, "attempt": 1, "logs": []}
-            yield from self._run(action.on_error, {**failed, "error": _error_of(end.result)}, level, depth)
+        if end.outcome == "not run":
+            return end
+        row = Activation(
+            id=id, namespace=_NAMESPACE, action=f"{_NAMESPACE}/{action.path}", revision=0, attempt=1, partition=0,
+            category=Category.FUNCTION, state=State.SUCCEEDED if end.ok else State.FAILED, params=orjson.dumps(params),
+            status=Status.SUCCESS if end.ok else Status.APPLICATION_ERROR, result=orjson.dumps(end.result), depth=depth,
+            rule=rule and f"{_NAMESPACE}/{rule}", started=start_ms, ended=time.time_ns() // 1_000_000, logs=end.logs,
+        )  # fmt: skip
+        # the completion is the next event but those that wait already
+        self._events.append((orjson.loads(completion_event(row, row.ended or 0)), depth + 1))
+        if not end.ok and action.on_error is not None:
+            yield from self._run(action.on_error, _failed_document(row), level, depth)
         return end
+
+    def _given(self, action: Action, params: Any) -> Any:
+        """The parameters with those that package and action bind below them."""
+        if isinstance(action, Coded) and isinstance(params, dict):
+            return {**self._packages[action.mill.name], **action.parameters, **params}
+        return params
 
     def _run_sequence(self, action: Chain, params: Any, level: int, depth: int) -> Steps:
         end = _End(True, params)
@@ -173,56 +225,39 @@ class Rehearsal:
             if end.ok:
                 items.append(end.result)
             else:
-                failed.append({"index": index, "error": _error_of(end.result)})
+                failed.append({"index": index, "activationId": end.activation, "error": _error_of(end.result)})
         result: dict[str, Any] = {"items": items, "failed": failed}
         if failed and not action.partial:
             result["error"] = f"{len(failed)} of {len(elements)} elements failed"
         return _checked(result)
 
     def _call(self, action: Wrapped, params: Any) -> _End:
-        given = params
-        if isinstance(params, dict):
-            given = {**self._packages[action.mill.name], **action.parameters, **params}
         begin = time.perf_counter()
-        try:
-            with self._surroundings(action):
-                result = orjson.loads(orjson.dumps(runtime.call(action.function, given)))
-            end = _checked(result)
-        except Retry as e:
-            after = e.eventmill_retry_after
-            end = _failure(str(e), "wants another attempt" + ("" if after is None else f" after {after:g} s"))
-        except Fatal as e:
-            end = _failure(str(e), "no attempt would help")
-        except (Exception, SystemExit) as e:
-            traceback.print_exc()
-            end = _failure(str(e) or type(e).__name__)
-        return _End(end.ok, end.result, end.text, duration_ms=1000 * (time.perf_counter() - begin))
+        lines: list[str] = []
+        with self._surroundings(action, lines):
+            end = _called(action, params)
+        return replace(end, duration_ms=1000 * (time.perf_counter() - begin), logs=tuple(lines))
 
     @contextmanager
-    def _surroundings(self, action: Wrapped) -> Iterator[None]:
-        """Those of a function: modules beside the flow, paths, `init` parameters, and a stdout that isn't ours."""
+    def _surroundings(self, action: Wrapped, lines: list[str]) -> Iterator[None]:
+        """Those of a function: modules beside the flow, paths, `init` parameters, and a stdout that isn't ours.
+
+        What it writes is added to `lines`."""
+        out, err = _Tee("stdout", sys.stderr, lines), _Tee("stderr", sys.stderr, lines)
         before = dict(os.environ)
         os.environ[PATHS_ENV] = self._paths
         init = action.init if isinstance(action, Function) else {}
         os.environ.update({k: v if isinstance(v, str) else orjson.dumps(v).decode() for k, v in init.items()})
         sys.path.insert(0, self._folder)
         try:
-            with redirect_stdout(sys.stderr):
+            with redirect_stdout(out), redirect_stderr(err):
                 yield
         finally:
+            out.end()
+            err.end()
             sys.path.remove(self._folder)
             os.environ.clear()
             os.environ.update(before)
-
-    def _complete(self, action: Action, end: _End, depth: int) -> None:
-        """The completion is the next event but those that wait already."""
-        now_ms = int(time.time() * 1000)
-        row = Activation(
-            id=uuid.uuid4().hex, namespace=_NAMESPACE, action=f"{_NAMESPACE}/{action.path}", revision=0,
-            category=Category.FUNCTION, state=State.SUCCEEDED if end.ok else State.FAILED, partition=0, params=b"{}",
-            status=Status.SUCCESS if end.ok else Status.APPLICATION_ERROR, result=orjson.dumps(end.result), depth=depth,
-        )  # fmt: skip
-        self._events.append((orjson.loads(completion_event(row, now_ms)), depth + 1))
 
     def _path_of(self, name: str) -> str:
         """An action by `name`, or by `package/name` where that is not clear."""
@@ -231,6 +266,28 @@ class Rehearsal:
             known = ", ".join(sorted(self._actions))
             raise InvalidInput(f"--result {name}=…: " + ("write package/name" if paths else f"the flow has {known}"))
         return paths[0]
+
+
+def _called(action: Wrapped, params: Any) -> _End:
+    try:
+        return _checked(orjson.loads(orjson.dumps(runtime.call(action.function, params))))
+    except Retry as e:
+        after = e.eventmill_retry_after
+        return _failure(str(e), "wants another attempt" + ("" if after is None else f" after {after:g} s"))
+    except Fatal as e:
+        return _failure(str(e), "no attempt would help")
+    except (Exception, SystemExit) as e:
+        traceback.print_exc()
+        return _failure(str(e) or type(e).__name__)
+
+
+def _failed_document(row: Activation) -> dict[str, Any]:
+    """What an `on_error` action gets: the same as from the engine."""
+    return {
+        "activationId": row.id, "action": row.action, "rule": row.rule, "attempt": row.attempt,
+        "start": row.started, "end": row.ended, "params": orjson.loads(row.params), "logs": list(row.logs),
+        **error_of(row.result),
+    }  # fmt: skip
 
 
 def _conditions(pattern: Pattern, event: Mapping[str, Any]) -> str:
