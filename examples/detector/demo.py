@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -81,7 +82,8 @@ def main() -> int:
     (directory / "raw").mkdir(parents=True, exist_ok=True)
     console = Console()
     demo = Demo(directory)
-    console.print(f"[bold]Eventmill demo[/bold]: {options.runs} runs, {options.rate:g} a second, into {directory}/raw")
+    shown = _relative(directory)
+    console.print(f"[bold]Eventmill demo[/bold]: {options.runs} runs, {options.rate:g} a second, into {shown}/raw")
     with _server(directory, options.config) as (process, ready):
         threading.Thread(target=_read, args=(process, demo, directory), daemon=True).start()
         ready()
@@ -91,13 +93,30 @@ def main() -> int:
         console.print(table)
         _summary(console, demo, directory)
         if options.serve:
-            url = (directory / ".eventmill" / "address").read_text().strip()
-            console.print(
-                f"\nStill serving at {url}. Write more: python {HERE / 'detector.py'} {directory}/raw. Ctrl-C ends."
-            )
+            _hints(console, directory)
             with contextlib.suppress(KeyboardInterrupt):
                 signal.pause()
+        else:
+            console.print("look closer: ./dev demo --serve leaves the server running")
     return 1 if demo.letters else 0
+
+
+def _relative(path: Path) -> str:
+    """As one would type it here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _hints(console: Console, directory: Path) -> None:
+    """What to do with a server that goes on: lines to paste."""
+    python, state = Path(sys.executable), directory / ".eventmill"
+    eventmill = _relative(python.with_name("eventmill"))
+    console.print(f"still serving at {(state / 'address').read_text().strip()}; Ctrl-C ends it. In another shell:")
+    for command in (
+        f"{_relative(python)} {_relative(HERE / 'detector.py')} {_relative(directory)}/raw",
+        f"{eventmill} activations list --data-dir {_relative(state)}",
+    ):
+        console.print(f"  {command}", soft_wrap=True, highlight=False)
 
 
 def _options() -> argparse.Namespace:
@@ -124,11 +143,12 @@ def _server(directory: Path, base: Path | None) -> Iterator[tuple[subprocess.Pop
     serving = threading.Event()
 
     def follow(log: Any, stream: Any) -> None:
-        for line in stream:
-            log.write(line)
-            log.flush()
-            if " is served at " in line:
-                serving.set()
+        with contextlib.suppress(ValueError):  # closed files: we were interrupted while we were ending
+            for line in stream:
+                log.write(line)
+                log.flush()
+                if " is served at " in line:
+                    serving.set()
         serving.set()
 
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -165,7 +185,10 @@ def _read(process: subprocess.Popen[str], demo: Demo, directory: Path) -> None:
                 state = directory / ".eventmill"
                 uuid, secret = (state / "key").read_text().strip().split(":")
                 client = httpx.Client(base_url=(state / "address").read_text().strip(), auth=(uuid, secret))
-            line |= client.get(f"/eventmill/v1/activations/{line['activationId']}").json()
+            try:
+                line |= client.get(f"/eventmill/v1/activations/{line['activationId']}").json()
+            except httpx.HTTPError:
+                return  # the server has been ended: nobody waits for more
         demo.take(line)
 
 
@@ -179,8 +202,10 @@ def _expose(demo: Demo, directory: Path, options: argparse.Namespace) -> None:
 
 
 def _table(demo: Demo) -> Table:
-    table = Table("file", "event", "activation", "close → first line", "frames", "job", "job took", "registered")
-    table.title = "the way of every file (a dash: not worth a job)"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
+    for name in ("file", "event", "activation", "after", "frames", "job", "took", "run"):
+        table.add_column(name, no_wrap=True)
+    table.title = "the way of every file (after: from its close to the function's first line)"
     for id, line in sorted(demo.inspected.items(), key=lambda item: item[1]["params"].get("subject", "")):
         subject, result = line["params"]["subject"], line["result"]
         row = [
@@ -192,7 +217,7 @@ def _table(demo: Demo) -> Table:
         ]
         chain = demo.chains.get(id)
         if chain is None:
-            row += ["[dim]-[/dim]", "", ""]
+            row += ["[dim]no[/dim]", "", ""]
         else:
             job = demo.steps.get((chain["activationId"], 0), {})
             took = f"{job['end'] - job['start']} ms" if job.get("end") and job.get("start") else ""
@@ -216,12 +241,13 @@ def _summary(console: Console, demo: Demo, directory: Path) -> None:
     p50, p99 = latencies[len(latencies) // 2], latencies[int(0.99 * len(latencies))]
     console.print(
         f"{len(demo.closed)} files, {activations} activations, {jobs} jobs, {registered} runs registered, "
-        f"{len(demo.letters)} dead letters; close → first line: p50 {p50:.1f} ms, p99 {p99:.1f} ms"
+        f"{len(demo.letters)} dead letters\n"
+        f"close → first line: p50 {p50:.1f} ms, p99 {p99:.1f} ms"
     )
     for letter in demo.letters:
         console.print(f"[red]dead letter {letter['seq']}[/red]: {letter['reason']}")
-    console.print(f"results: {directory}/results (catalogue.sqlite, a profile and a picture of each run)")
-    console.print(f"look closer: eventmill activations list --data-dir {directory}/.eventmill")
+    console.print(f"results: {_relative(directory)}/results", soft_wrap=True, highlight=False)
+    console.print("  (catalogue.sqlite, a profile and a picture of each run)")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -20,8 +22,23 @@ def test_the_demo_ends_by_itself_and_leaves_its_results(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "8 files" in done.stdout
     assert "0 dead letters" in done.stdout
+    assert max(map(len, done.stdout.replace(str(tmp_path), "").splitlines())) <= 80
     results = tmp_path / "demo" / "results"
     with closing(sqlite3.connect(results / "catalogue.sqlite")) as catalogue:
         runs = catalogue.execute("SELECT run, image FROM runs").fetchall()
     assert runs
     assert all((results / image).read_bytes().startswith(b"\x89PNG") for _, image in runs)
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_the_demo_quietly(tmp_path: Path) -> None:
+    command = [sys.executable, str(DEMO), "--rate", "20", "--runs", "1000", "--directory", str(tmp_path / "demo")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not any((tmp_path / "demo" / "raw").glob("run_*")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
