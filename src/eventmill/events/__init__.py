@@ -4,6 +4,7 @@ Functions of values: no I/O, no clock, no state but bounded memos. Safe to call 
 """
 
 from eventmill.events.codec import decode, decode_batch, encode
+from eventmill.events.dcache import DcacheDecoder
 from eventmill.events.decoders import CloudEventsJson, DecodeError, Decoder
 from eventmill.events.http import UnsupportedContentType, from_http
 from eventmill.events.paths import PathTable
@@ -11,6 +12,7 @@ from eventmill.events.validation import TooLarge, validate
 
 __all__ = [
     "CloudEventsJson",
+    "DcacheDecoder",
     "DecodeError",
     "Decoder",
     "PathTable",

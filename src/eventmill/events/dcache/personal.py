@@ -1,0 +1,193 @@
+"""What of a record is about a person, and how it is kept out of events.
+
+About a person are: principals (`subject`), `owner`, mapped ids, the client's addresses, and what of these is quoted in
+a status message. *Dropped*, they are gone. *Hashed*, each value has a pseudonym, so that two events of one user still
+show that; it is no protection against somebody who can guess, since addresses and ids are few and can all be tried.
+The names of files are not taken to be about a person. Tokens are taken out whatever is kept.
+
+Changes the record that it is given. Functions of values, with bounded memos; never raises, whatever is in a record.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from typing import Any, Final, Literal
+
+from eventmill.events.dcache.kinds import Record
+from eventmill.events.dcache.storage import storage
+from eventmill.events.dcache.tokens import MASK, name_and_version, without_query, without_tokens
+from eventmill.events.digest import digest
+
+Personal = Literal["drop", "hash", "keep"]
+
+PSEUDONYM_CHARACTERS: Final = 16
+MEMO_MAX: Final = 8192
+"""Principals and addresses whose pseudonyms are remembered: the same users come again and again."""
+NAME_CHARACTERS_MIN: Final = 3
+"""What is shorter is not looked for in messages: it would be found in every other word."""
+
+_PRINCIPAL = re.compile(r"([A-Z][A-Za-z]*)\[(.*?)(,primary)?\]", re.DOTALL)
+_OF_MANY_PEOPLE: Final = ("GidPrincipal", "GroupNamePrincipal", "FQANPrincipal", "RolePrincipal")
+
+
+def cleaner(personal: Personal, instance: str) -> Callable[[Record], None]:
+    """What has to be done with every record of this instance of dCache."""
+    if personal == "keep":
+        return _keep
+    return _drop if personal == "drop" else lambda record: _hash(record, instance)
+
+
+@lru_cache(MEMO_MAX)
+def pseudonym(instance: str, value: str) -> str:
+    """What stands for this value in all events of the instance."""
+    return digest("personal", instance, value)[:PSEUDONYM_CHARACTERS]
+
+
+def _keep(record: Record) -> None:
+    if "protocol" in record:
+        _replace(record, "protocol", lambda text: without_query(text) if isinstance(text, str) else None)
+    _clean_messages(record, quoted=False)
+
+
+def _drop(record: Record) -> None:
+    status = record.get("status")
+    if "moverInfo" in record or (isinstance(status, dict) and status.get("msg")):
+        _clean_messages(record, quoted=True)
+    pop = record.pop
+    pop("subject", None)
+    pop("owner", None)
+    pop("client", None)
+    pop("clientChain", None)
+    pop("mappedUID", None)
+    pop("mappedGID", None)
+    protocol = record.get("protocolInfo")
+    if isinstance(protocol, dict):
+        protocol.pop("host", None)
+    elif protocol is not None:
+        del record["protocolInfo"]
+    if "moverInfo" in record:
+        _replace(record, "moverInfo", _mover)
+    if "protocol" in record:
+        _replace(record, "protocol", lambda text: name_and_version(text) if isinstance(text, str) else None)
+    if "locations" in record:
+        _replace(record, "locations", _locations)
+    info = record.get("storageInfo")
+    if isinstance(info, str) and ";" in info:
+        _replace(record, "storageInfo", lambda text: storage(text).short)
+
+
+def _hash(record: Record, instance: str) -> None:
+    hashed = [(part, _pseudonyms(part, instance), _host(part)) for part in _parts(record)]
+    _drop(record)
+    for part, values, host in hashed:
+        part.update(values)
+        if host is not None:
+            part["protocolInfo"]["host"] = pseudonym(instance, host)
+
+
+def _replace(record: Record, name: str, change: Callable[[Any], Any]) -> None:
+    """Change the value of a field; the field goes if nothing of it may stay."""
+    value = record[name] = change(record[name])
+    if value is None:
+        del record[name]
+
+
+def _mover(value: Any) -> Any:
+    """The pool's part of a door's record, cleaned; there is none within it."""
+    if not isinstance(value, dict):
+        return None
+    value.pop("moverInfo", None)
+    _drop(value)
+    return value
+
+
+def _locations(value: Any) -> Any:
+    return [without_query(uri) for uri in value if isinstance(uri, str)] if isinstance(value, list) else None
+
+
+def _parts(record: Record) -> list[Record]:
+    mover = record.get("moverInfo")
+    return [record, mover] if isinstance(mover, dict) else [record]
+
+
+def _host(part: Record) -> str | None:
+    protocol = part.get("protocolInfo")
+    host = protocol.get("host") if isinstance(protocol, dict) else None
+    return host if isinstance(host, str) else None
+
+
+# messages
+
+
+def _clean_messages(record: Record, *, quoted: bool) -> None:
+    """Take tokens out of the status messages, and, if `quoted`, what they quote of the record's personal fields."""
+    for part in (record, record["moverInfo"]) if "moverInfo" in record else (record,):
+        status = part.get("status") if isinstance(part, dict) else None
+        if isinstance(status, dict) and status.get("msg"):
+            _replace(status, "msg", lambda text: without_tokens(text) if isinstance(text, str) else None)
+            if quoted and "msg" in status:
+                status["msg"] = _without_names(status["msg"], _names(record))
+
+
+def _without_names(message: str, names: Iterable[str]) -> str:
+    quoted = [name for name in names if name in message]
+    for name in sorted(quoted, key=len, reverse=True):  # one may be part of another
+        message = message.replace(name, MASK)
+    return message
+
+
+def _names(record: Record) -> Iterator[str]:
+    """What a message may quote. Numbers are left alone: a message is full of them."""
+    for part in _parts(record):
+        principals = part.get("subject")
+        for principal in principals if isinstance(principals, list) else ():
+            if isinstance(principal, str):
+                yield from _principal_names(principal)
+        for value in (part.get("owner"), part.get("client"), part.get("clientChain"), _host(part)):
+            yield from _words(value)
+
+
+@lru_cache(MEMO_MAX)
+def _principal_names(principal: str) -> tuple[str, ...]:
+    match = _PRINCIPAL.fullmatch(principal)
+    inner = match[2] if match and match[1] not in _OF_MANY_PEOPLE else None
+    return *_words(principal), *_words(inner)
+
+
+def _words(value: Any) -> Iterator[str]:
+    """A value, and the parts of one that is a chain of addresses, as far as they can be told from other words."""
+    for word in (value, *value.split(",")) if isinstance(value, str) else ():
+        if len(word) >= NAME_CHARACTERS_MIN and not word.isdigit() and word.lower() != "unknown":
+            yield word
+
+
+# pseudonyms
+
+
+def _pseudonyms(part: Record, instance: str) -> Record:
+    """The personal fields of a record, or of the `moverInfo` in it, with pseudonyms for values."""
+    found: Record = {
+        name: pseudonym(instance, value)
+        for name in ("owner", "client", "clientChain")
+        if isinstance(value := part.get(name), str)
+    }
+    for name in ("mappedUID", "mappedGID"):
+        value = part.get(name)
+        if value.__class__ is int and value != -1:  # which is none
+            found[name] = pseudonym(instance, str(value))
+    principals = part.get("subject")
+    if isinstance(principals, list):
+        found["subject"] = [_hashed_principal(instance, p) for p in principals if isinstance(p, str)]
+    return found
+
+
+@lru_cache(MEMO_MAX)
+def _hashed_principal(instance: str, principal: str) -> str:
+    """`UidPrincipal[3f…]`: the kind stays. A bare name (of a certificate, of Kerberos) is a bare pseudonym."""
+    match = _PRINCIPAL.fullmatch(principal)
+    if match is None:
+        return pseudonym(instance, principal)
+    values = match[2].split(",") if match[1] == "Origin" else [match[2]]
+    return f"{match[1]}[{','.join(pseudonym(instance, value) for value in values)}{match[3] or ''}]"
