@@ -42,8 +42,10 @@ def test_the_commands_of_a_first_look(cli: Cli) -> None:
         "emit",
         "explain",
         "match",
+        "decode",
         "activations",
         "dead-letters",
+        "generate",
     ]
     assert [line.split()[0] for line in names.splitlines() if line.startswith("  ")][: len(commands)] == commands
     assert not any(line.rstrip().endswith("...") for line in names.splitlines()[:9])

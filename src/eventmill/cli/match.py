@@ -37,7 +37,7 @@ class Search:
     def run(self, name: str, stream: BinaryIO, out: BinaryIO) -> int:
         """Search one input; returns how many lines were selected. Raises BrokenPipeError when nobody reads on."""
         selected = 0
-        for first, lines in _pieces(name, stream):
+        for first, lines in pieces(name, stream):
             found = self._select(name, first, lines)
             selected += len(found)
             if found and not self.count_only:
@@ -67,7 +67,7 @@ def _warn(name: str, number: int, why: str) -> None:
     print(f"eventmill match: {name}:{number}: {why}", file=sys.stderr, flush=True)
 
 
-def _pieces(name: str, stream: BinaryIO) -> Iterator[tuple[int, list[bytes]]]:
+def pieces(name: str, stream: BinaryIO) -> Iterator[tuple[int, list[bytes]]]:
     """Complete lines as they arrive, with the number of the first one; the last line may lack its newline."""
     number, rest_bytes = 1, 0
     rest: list[bytes] = []

@@ -120,6 +120,16 @@ def progress(what: str, total: int | None) -> Iterator[Step]:
         yield step
 
 
+@contextmanager
+def progress_beside(what: str, total: int | None) -> Iterator[Step]:
+    """The same for a command that prints all the while: no bar where the results go to a terminal, too."""
+    if sys.stdout.isatty() or not sys.stderr.isatty():
+        yield lambda count=1: None
+    else:
+        with progress(what, total) as step:
+            yield step
+
+
 def local(qualified: str | None) -> str:
     """`package/name` of `namespace/package/name`: people see one namespace at a time."""
     return (qualified or "").partition("/")[2] or (qualified or "")
