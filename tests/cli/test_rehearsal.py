@@ -86,7 +86,7 @@ def test_nothing_matches(cli: Cli, flow: str) -> None:
     [
         ("broken", "unreadable", "no attempt would help"),
         ("busy", "still busy", "wants another attempt after 5 s"),
-        ("typo", "'path'", ""),
+        ("typo", "KeyError: 'path'", ""),
     ],
 )
 def test_failures_end_the_chain_and_reach_on_error(cli: Cli, flow: str, name: str, error: str, text: str) -> None:

@@ -229,6 +229,39 @@ def test_an_event_becomes_a_chain(lab: Lab) -> None:
     assert logs["logs"][0].endswith("stdout: doubling 20")
 
 
+def test_what_failed_says_why(lab: Lab) -> None:
+    flow = """
+from eventmill import Mill, happened
+mill = Mill("telling")
+@mill.function(retries=0)
+def look(event):
+    return {"a": {1}} if event.data["n"] == 1 else {"e": event.data["energy"]}
+mill.on(happened("telling"), look)
+"""
+    assert lab("deploy", lab.write("telling.py", flow)).code == 0
+    lab.send("telling", 1)
+    lab.send("telling", 2)
+    ids = [a["activationId"] for a in lab.ended("telling.look", 2)]
+    lines = [
+        line for line in lab("activations", "list", "--action", "telling/look").out.splitlines() if "failed" in line
+    ]
+    assert sorted(line.split("telling.look", 1)[1].strip() for line in lines) == [
+        "KeyError: 'energy'",
+        "what look returned is not JSON: a set at 'a'",
+    ]
+    text = lab("activations", "show", ids[0][:12]).out
+    assert f"activation: {ids[0]}\n" in text
+    assert '"type": "telling"' in text
+    logs = "".join(lab("activations", "logs", id).out for id in ids)
+    assert "KeyError: 'energy'" in logs
+    assert "telling.py" in logs
+    assert "runtime.py" not in logs
+    assert lab("activations", "show", "0" * 12).err.startswith("eventmill: '000000000000': none of the last 200")
+    assert lab("activations", "show", "0" * 32).err == f"eventmill: there is no activation '{'0' * 32}'\n"
+    ran = lab("emit", "--from", ".", "--rule", "no such")
+    assert ran.err == "eventmill: there is no rule 'no such'\n"
+
+
 def test_lists_are_filtered(lab: Lab) -> None:
     lab.send("lab.refuse")
     lab.ended("lab.refuse")
@@ -270,7 +303,7 @@ def test_dead_letters(lab: Lab) -> None:
     assert lab("dead-letters", "drop", str(again[0]["seq"])).err == "dropping: 1 of 1 done\n"
     ran = lab("dead-letters", "drop", str(again[0]["seq"]), str(again[1]["seq"]))
     assert ran.code == 1
-    assert f"eventmill: dead letter {again[0]['seq']}: DELETE" in ran.err
+    assert f"eventmill: dead letter {again[0]['seq']}: there is no dead letter {again[0]['seq']}\n" in ran.err
     assert lab("dead-letters", "list").err == "no dead letters\n"
     assert lab("dead-letters", "replay").code == 2
 

@@ -28,7 +28,12 @@ MISTAKES = {
     "timeout of nothing": ("@mill.function(timeout=0)\ndef f(e): ...", 7, "longer than nothing"),
     "not callable": ("mill.function(42)", 7, "a plain Python function is needed"),
     "option as the function": ('mill.function("30s")', 7, "options are named"),
-    "unknown option": ("@mill.function(timout=3)\ndef f(e): ...", 7, "unexpected keyword argument 'timout'"),
+    "unknown option": (
+        "@mill.function(timout=3)\ndef f(e): ...",
+        7,
+        "unknown option 'timout' (did you mean 'timeout'?)",
+    ),
+    "unknown option of a job": ("mill.job('a.sub', queue=3)", 7, "unknown option 'queue' (known: name, timeout,"),
     "lambda without a name": ("mill.function(lambda event: {})", 7, "a lambda has no name"),
     "async function": ("@mill.function\nasync def f(e): ...", 7, "f is async"),
     "async generator": ("@mill.function\nasync def f(e): yield 1", 7, "f is async"),
@@ -43,7 +48,11 @@ MISTAKES = {
     "bad characters in a name": ("@mill.function(name='my/function')\ndef f(e): ...", 7, "letters, digits, _ and -"),
     "name not ASCII": ("@mill.function\ndef prüfe(e): ...", 7, "letters, digits, _ and -"),
     "name too long": (f"@mill.function(name='{'x' * 101}')\ndef f(e): ...", 7, "has 101 characters, at most 100"),
-    "join with a plain function": ("def plain(e): ...\ninspect >> plain", 8, "decorate it with @mill.function"),
+    "join with a plain function": (
+        "def plain(e): ...\ninspect >> plain",
+        8,
+        "'plain' is not an action: decorate it with @mill.function or",
+    ),
     "join with a string": ("inspect >> 'register'", 7, "'register' is not an action"),
     "plain function joined": ("print >> inspect", 7, "is not an action"),
     "sequence of nothing": ("mill.sequence('empty')", 7, "has no steps"),
@@ -62,6 +71,16 @@ MISTAKES = {
     "value not in a list": ("mill.on({'data': {'n': 3}}, inspect)", 7, r"pattern at data.n: 3 must be in a list"),
     "on without an action": ("mill.on(files.written('/raw/*'))", 7, "what on() starts must be an action"),
     "on with a plain function": ("mill.on(files.written('/raw/*'), print)", 7, "what on() starts must be an action"),
+    "on with what was not decorated": (
+        "def g(e): ...\nmill.on(files.written('/raw/*'), g)",
+        8,
+        "'g' is not an action: decorate it with @mill.function or @mill.job",
+    ),
+    "on with a result": (
+        "mill.on(files.written('/raw/*'), inspect({}))",
+        7,
+        "give the action itself: f, not f()",
+    ),
     "same rule twice": (
         "mill.on(files.written('/a'), inspect)\nmill.on(files.written('/b'), inspect)",
         8,
@@ -92,6 +111,10 @@ WHOLE = {
     "no actions": ("from eventmill import Mill\nmill = Mill('m')\n", "flow.py:2: Mill 'm' has no actions"),
     "missing module": ("import json\nimport no_such_module\n", "flow.py:2: can't import 'no_such_module' here"),
     "exception": ("x = {}\n\ny = x['a']\n", "flow.py:3: KeyError: 'a'"),
+    "action called": (
+        HEAD + "mill.on(files.written('/raw/*'), inspect())\n",
+        "flow.py:7: TypeError: inspect() missing 1 required positional argument: 'event' (if you mean the action, give",
+    ),
     "exit": ("import sys\nsys.exit(3)\n", "flow.py:2: the flow ends the program"),
     "nested function": (
         HEAD + "def make():\n    @mill.function\n    def inner(): ...\nmake()\n",

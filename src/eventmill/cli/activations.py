@@ -22,6 +22,11 @@ FINAL = frozenset({"succeeded", "failed", "cancelled"})
 
 _AGO = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)\Z")
 _AGO_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_ERRORS_MAX = 50
+"""Failed activations of one list whose errors are shown."""
+_PREFIX_MIN = 12
+_PREFIX_AMONG = 200
+"""A part of an id is looked for among so many activations, the newest."""
 _FOLLOW_S = 60
 """How long one request waits for the end of an activation."""
 
@@ -32,7 +37,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Id = Annotated[str, typer.Argument(metavar="ID", help="Id of the activation: 32 hex digits.")]
+Id = Annotated[
+    str,
+    typer.Argument(metavar="ID", help="Id of the activation: 32 hex digits, or the first 12 or more of a recent one."),
+]
 
 
 def milliseconds(text: str, now_ms: int) -> int:
@@ -80,9 +88,10 @@ def list_(
     since_ms = None if since is None else milliseconds(since, int(1000 * time.time()))
     with Client(target(url, key, data_dir)) as client:
         found = list(client.pages(PATH, limit, state=state, name=action, since=since_ms))
-    if json:
-        output.json_lines(found)
-        return
+        if json:
+            output.json_lines(found)
+            return
+        errors = _errors(client, found)
     rows = [
         (
             a["activationId"],
@@ -92,10 +101,24 @@ def list_(
             _took(a),
             f"{a['attempt']}",
             output.local(a["rule"]),
+            errors.get(a["activationId"], ""),
         )
         for a in found
     ]
-    output.table(("activation", "state", "action", "begin", ">took", ">attempt", "rule"), rows, "no activations")
+    columns = ["activation", "state", "action", "begin", ">took", ">attempt", "rule"]
+    if errors:
+        output.table([*columns, "error"], rows, "")
+    else:
+        output.table(columns, [row[:-1] for row in rows], "no activations")
+
+
+def _errors(client: Client, found: list[Any]) -> dict[str, str]:
+    """Why the first of those that have failed did so. A list has no results: each is a request."""
+    from eventmill.cli import output
+
+    failed = [a["activationId"] for a in found if a["state"] == "failed"]
+    results = {id: client.get(f"{PATH}/{id}")["result"] for id in failed[:_ERRORS_MAX]}
+    return {id: output.short(str(r["error"]), 80) for id, r in results.items() if isinstance(r, dict) and "error" in r}
 
 
 @app.command(
@@ -121,7 +144,8 @@ def show(
     from eventmill.cli.client import Client, target
 
     with Client(target(url, key, data_dir)) as client:
-        shown = client.get(f"{PATH}/{_id(id)}")
+        id = _whole(client, id)
+        shown = client.get(f"{PATH}/{id}")
         if follow and shown["state"] not in FINAL:
             output.note(f"{shown['state']}, attempt {shown['attempt']}: waiting for its end (Ctrl-C leaves it running)")
             shown = _followed(client, id)
@@ -146,7 +170,7 @@ def logs(
     from eventmill.cli.client import Client, target
 
     with Client(target(url, key, data_dir)) as client:
-        lines = client.get(f"{PATH}/{_id(id)}")["logs"]
+        lines = client.get(f"{PATH}/{_whole(client, id)}")["logs"]
     if json:
         output.json_line({"logs": lines})
         return
@@ -186,18 +210,29 @@ def _act(id: str, verb: str, url: str | None, key: str | None, data_dir: Any, js
     from eventmill.cli.client import Client, target
 
     with Client(target(url, key, data_dir)) as client:
-        answer = client.post(f"{PATH}/{_id(id)}/{verb}")
+        answer = client.post(f"{PATH}/{_whole(client, id)}/{verb}")
     if json:
         output.json_line(answer)
     else:
         output.line(f"{answer['activationId']}: {answer['state']}, attempt {answer['attempt']}")
 
 
-def _id(text: str) -> str:
-    """Raises InvalidInput for what can't be an id, and would be another path."""
-    if not re.fullmatch(r"[0-9a-f]{32}", text):
-        raise InvalidInput(f"'{text}' is no id of an activation: 32 hex digits, as `activations list` shows them")
-    return text
+def _whole(client: Client, text: str) -> str:
+    """The id that begins so, if one of the newest activations has it.
+
+    Raises InvalidInput for what can't be (or is not) the beginning of an id, and would be another path."""
+    if re.fullmatch(r"[0-9a-f]{32}", text):
+        return text
+    if not re.fullmatch(rf"[0-9a-f]{{{_PREFIX_MIN},31}}", text):
+        raise InvalidInput(
+            f"'{text}' is no id of an activation: 32 hex digits, as `activations list` shows them, or the first "
+            f"{_PREFIX_MIN} or more of a recent one"
+        )
+    found = [a["activationId"] for a in client.pages(PATH, _PREFIX_AMONG) if a["activationId"].startswith(text)]
+    if len(found) != 1:
+        what = "several" if found else "none"
+        raise InvalidInput(f"'{text}': {what} of the last {_PREFIX_AMONG} activations begins so: write the whole id")
+    return str(found[0])
 
 
 def _followed(client: Client, id: str) -> Any:
@@ -254,6 +289,7 @@ def _facts(shown: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "rule", output.local(shown.get("rule"))
     for name in ("parent", "handle", "usage"):
         yield name, shown.get(name)
+    yield "parameters", shown.get("params")
     yield "result", shown.get("result")
 
 

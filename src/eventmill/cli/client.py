@@ -7,11 +7,12 @@ client serves one command; it is not for several threads.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import httpx
 import orjson
@@ -23,6 +24,8 @@ TIMEOUT_S = 70.0
 """A blocking call is answered within 60 s, and an upload of 48 MB takes a while."""
 
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+_ENTITY = re.compile(r"/(?:namespaces/[^/]+|eventmill/v1)/(rule|trigger|action|package|activation)s/(.+)\Z")
 
 PAGE = 200
 """Entities in one answer, at most."""
@@ -185,7 +188,7 @@ class Client:
         if answer.status_code == 401:
             return Refused(f"the server at {self.target.url} does not accept the key", 401, what)
         if answer.status_code == 404:
-            return NotFound(f"{what}: {reason}")
+            return NotFound(_missing(what, reason))
         if answer.status_code == 503:
             return Unavailable(f"{what}: {reason}; the same request may succeed later")
         return Refused(reason, answer.status_code, what)
@@ -217,6 +220,14 @@ def _reason(answer: httpx.Response) -> str:
     if isinstance(document, dict) and isinstance(document.get("error"), str):
         return " ".join(document["error"].split())
     return " ".join(answer.text.split())[:200] or f"HTTP status {answer.status_code}"
+
+
+def _missing(what: str, reason: str) -> str:
+    """What there is not, by its name, if the path or the server tells."""
+    entity = _ENTITY.search(what)
+    if entity is not None:
+        return f"there is no {entity[1]} '{unquote(entity[2])}'"
+    return reason if reason.startswith("there is no ") else f"{what}: {reason}"
 
 
 def _cause(error: BaseException) -> str:

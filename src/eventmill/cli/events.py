@@ -161,9 +161,10 @@ def _emit_files(client: Any, namespace: str, folder: Path, rule: str, dry_run: b
     if json and not dry_run:
         output.json_line({"files": backfill.seen, "events": sent})
     else:
-        output.note(f"{backfill.seen} files below {folder}, {sent} match" + ("" if dry_run else ": accepted"))
+        found = f"{output.counted(backfill.seen, 'file')} below {folder}, {sent} match{'es' if sent == 1 else ''}"
+        output.note(found + ("" if dry_run else ": accepted"))
     if backfill.being_written:
-        output.note(f"{backfill.being_written} are being written and were left out")
+        output.note(f"{output.counted(backfill.being_written, 'file')} being written: left out")
     if backfill.unreadable:
         output.note(f"eventmill: {backfill.unreadable} files or directories could not be read")
         raise CommandFailed

@@ -135,6 +135,17 @@ def local(qualified: str | None) -> str:
     return (qualified or "").partition("/")[2] or (qualified or "")
 
 
+def counted(count: int, thing: str) -> str:
+    """`1 rule`, `2 rules`."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
+def short(text: str, characters: int = 200) -> str:
+    """In one line, and cut if it is long."""
+    text = " ".join(text.split())
+    return text if len(text) <= characters else text[: characters - 1] + "…"
+
+
 def moment(epoch_ms: int | None) -> str:
     """A time of this machine's clock, to the second."""
     if not epoch_ms:

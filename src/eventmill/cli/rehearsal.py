@@ -270,15 +270,15 @@ class Rehearsal:
 
 def _called(action: Wrapped, params: Any) -> _End:
     try:
-        return _checked(orjson.loads(orjson.dumps(runtime.call(action.function, params))))
+        return _checked(orjson.loads(runtime.encoded(runtime.call(action.function, params), action.function)))
     except Retry as e:
         after = e.eventmill_retry_after
         return _failure(str(e), "wants another attempt" + ("" if after is None else f" after {after:g} s"))
     except Fatal as e:
         return _failure(str(e), "no attempt would help")
     except (Exception, SystemExit) as e:
-        traceback.print_exc()
-        return _failure(str(e) or type(e).__name__)
+        traceback.print_exception(type(e), e, runtime.authors_part(e, skip=1))
+        return _failure(runtime.text_of(e))
 
 
 def _failed_document(row: Activation) -> dict[str, Any]:

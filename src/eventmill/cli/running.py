@@ -129,7 +129,7 @@ class _Run:
         if others:
             output.note(f"also active from before: {_some(others)} (eventmill undeploy NAME removes a flow)")
         rules = sum(change.collection == "rules" and change.outcome != "deleted" for change in changes)
-        counted = f"{rules} rule{'' if rules == 1 else 's'}"
+        counted = output.counted(rules, "rule")
         output.note(f"{self._flow.path.name} is served at {running.url}: {counted}; Ctrl-C ends it")
         for found in self._ignored:
             output.note(_announcing(found, self._settings.server.data_dir))
@@ -191,7 +191,7 @@ def _lines(activations: Sequence[Activation], letters: Sequence[DeadLetter]) -> 
             "dead letter",
             letter.kind,
             output.local(letter.rule or ""),
-            letter.reason,
+            output.short(letter.reason),
             letter.activation or "",
         ]
         yield "  ".join(filter(None, about))
@@ -206,10 +206,10 @@ def _about(params: bytes) -> str:
     about = (
         next((value[name] for name in ("subject", "path") if value.get(name)), "") if isinstance(value, dict) else ""
     )
-    return about if isinstance(about, str) else ""
+    return output.short(about) if isinstance(about, str) else ""
 
 
 def _why(row: Activation) -> str:
     """A failure's error, in short."""
     result = None if row.state.name == "SUCCEEDED" or row.result is None else orjson.loads(row.result)
-    return f"error: {str(result.get('error'))[:200]}" if isinstance(result, dict) else ""
+    return f"error: {output.short(str(result.get('error')))}" if isinstance(result, dict) else ""

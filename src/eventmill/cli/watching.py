@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eventmill.cli import output
 from eventmill.cli.deployment import named
 from eventmill.config import FileSource, Settings
 from eventmill.events import PathTable
@@ -42,7 +43,7 @@ class Earlier:
     def counted(self) -> str:
         """The count, which is bounded, for people."""
         more = "more than " if self.count > COUNTED_MAX else ""
-        return f"{more}{min(self.count, COUNTED_MAX)} file{'' if self.count == 1 else 's'}"
+        return more + output.counted(min(self.count, COUNTED_MAX), "file")
 
 
 COUNTED_MAX = 10_000

@@ -322,14 +322,35 @@ def same(one: Action, other: Action) -> bool:
 
 
 def _foreign(other: object) -> NoReturn:
+    if isinstance(other, FunctionType):
+        raise FlowError(_undecorated(other))
     hint = "decorate it with @mill.function" if callable(other) else "only actions of a Mill can be joined by >>"
     raise FlowError(f"{other!r} is not an action: {hint}")
 
 
+def _undecorated(function: FunctionType) -> str:
+    return f"'{function.__name__}' is not an action: decorate it with @mill.function or @mill.job"
+
+
 def checked_action(action: object, what: str) -> Action:
+    if isinstance(action, FunctionType):
+        raise FlowError(_undecorated(action))
     if not isinstance(action, Action):
-        raise FlowError(f"{what} must be an action (a function, job, sequence or map of a Mill), not {action!r}")
+        called = action is None or isinstance(action, (dict, list))
+        hint = ": give the action itself: f, not f()" if called else ""
+        raise FlowError(f"{what} must be an action (a function, job, sequence or map of a Mill), not {action!r}{hint}")
     return action
+
+
+def checked_options(options: Mapping[str, Any], known: Tuple[str, ...]) -> None:
+    """Refuse options that there aren't, with the one that may have been meant."""
+    for name in options:
+        if name not in known:
+            from difflib import get_close_matches  # for mistakes only
+
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+            raise FlowError(f"unknown option '{name}' ({hint})")
 
 
 def used(action: object, what: str) -> Action:

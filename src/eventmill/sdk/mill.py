@@ -14,6 +14,7 @@ from eventmill.sdk.actions import (
     checked_action,
     checked_mapping,
     checked_name,
+    checked_options,
     checked_paths,
     same,
     used,
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     JsonObject = Dict[str, Any]
 else:
     JsonObject = dict
+
+
+_COMMON = ("name", "timeout", "retries", "parameters", "on_error")
+_FUNCTION_OPTIONS = (*_COMMON, "memory", "logs", "instances", "init")
+_JOB_OPTIONS = (*_COMMON, "cpus", "memory", "pool", "include", "submit")
 
 
 class Schedule(JsonObject):
@@ -96,6 +102,8 @@ class Mill:
         activation.
         """
 
+        checked_options(options, _FUNCTION_OPTIONS)
+
         def define(function: FunctionType) -> Function:
             return self.define(Function(self, function, **options))
 
@@ -144,6 +152,7 @@ class Mill:
         system, by the server's name for it. `include`: files that come along; a Python job finds them in its working
         directory. The rest as for functions.
         """
+        checked_options(options, _JOB_OPTIONS)
         if isinstance(what, str):
             misplaced = [key for key in ("cpus", "memory", "submit") if key in options]
             if misplaced:

@@ -326,7 +326,10 @@ def _explained(error: BaseException) -> str:
         return f"can't import '{error.name}' here: install it, or import it inside of the function that needs it"
     if isinstance(error, SystemExit):
         return "the flow ends the program while it is loaded: keep that under  if __name__ == '__main__':"
-    return f"{type(error).__name__}: {error}"
+    hint = ""
+    if isinstance(error, TypeError) and "required positional argument" in str(error):
+        hint = " (if you mean the action, give it itself: f, not f())"
+    return f"{type(error).__name__}: {error}{hint}"
 
 
 def _line_of(error: BaseException, path: Path) -> str:

@@ -1,7 +1,8 @@
 """What runs inside workers and jobs: from parameters to the author's function, and from its result back.
 
 `entry` makes OpenWhisk's `main(args) -> dict` of a flow's function; `run_job` is the whole life of a plain-Python job.
-Neither catches what a function raises for its own sake: `Retry` and `Fatal` go to the worker as they are.
+What a function raises goes to the worker as it is; an exception whose own text says little gets the attribute
+`eventmill_error`, by which the worker knows a better one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from eventmill.sdk.event import Event
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict
+    from types import TracebackType
+    from typing import Any, Callable, Dict, Optional
 
 PARAMS_ENV, PARAMS_FILE = "EVENTMILL_PARAMS", "params.json"
 RESULT_ENV, RESULT_FILE = "EVENTMILL_RESULT", "result.json"
@@ -29,8 +31,14 @@ def entry(module: str, attribute: str) -> Callable[[Any], Any]:
     function = getattr(import_module(module), attribute).function
 
     def main(args: Any) -> Any:
-        return call(function, args)
+        try:
+            return call(function, args)
+        except Exception as error:
+            _tell(error)
+            raise
 
+    # asked by the worker when it can't encode a result
+    main.eventmill_explain = lambda result: _not_json(function, result)  # type: ignore[attr-defined]
     return main
 
 
@@ -55,30 +63,90 @@ def run_job(module: str, attribute: str) -> int:
         function = getattr(import_module(module), attribute).function
         with open(os.environ.get(PARAMS_ENV) or PARAMS_FILE, encoding="utf-8") as file:
             params = json.load(file)
-        result = _encoded(call(function, params), function.__name__)
+        result = encoded(call(function, params), function)
     except Exception as error:
         import traceback
 
-        traceback.print_exc()
+        traceback.print_exception(type(error), error, authors_part(error))
         _write_result(json.dumps(_failure(error)))
         return 1
     _write_result(result)
     return 0
 
 
+def authors_part(error: BaseException, skip: int = 0) -> Optional[TracebackType]:
+    """The error's traceback without the `skip` outermost frames (the caller's) and those of this module below them."""
+    trace = error.__traceback__
+    for _ in range(skip):
+        trace = None if trace is None else trace.tb_next
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    return trace
+
+
+def text_of(error: BaseException) -> str:
+    """An exception as an activation's error: its message, with its type in front if that says little alone."""
+    kind, text = type(error).__name__, str(error)
+    if not text:
+        return kind
+    return f"{kind}: {text}" if isinstance(error, KeyError) else text
+
+
+def _tell(error: Exception) -> None:
+    try:
+        if text_of(error) != str(error):
+            error.eventmill_error = text_of(error)  # type: ignore[attr-defined]
+    except Exception:  # an exception without room for attributes, or without a text: the worker helps itself
+        return
+
+
 def _failure(error: Exception) -> Dict[str, Any]:
     wishes = ("eventmill_retry_after", "eventmill_fatal")
     return {
-        "error": str(error) or type(error).__name__,
+        "error": text_of(error),
         **{name: getattr(error, name) for name in wishes if getattr(error, name, None) is not None},
     }
 
 
-def _encoded(result: Any, name: str) -> str:
+def encoded(result: Any, function: Callable[..., Any]) -> str:
+    """What a function returned, as JSON. Raises Fatal, which says where it is none."""
     try:
         return json.dumps(result, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise Fatal(f"what {name} returned is not JSON: {error}") from error
+        raise Fatal(_not_json(function, result) or f"what {function.__name__} returned is not JSON: {error}") from None
+
+
+def _not_json(function: Callable[..., Any], result: Any) -> str:
+    """Why this result has no JSON form, and where in it; "" if nothing is found."""
+    found = _culprit(result, "", 0)
+    return f"what {function.__name__} returned is not JSON: {found}" if found else ""
+
+
+_DEPTH_MAX = 100
+
+
+def _culprit(value: Any, path: str, depth: int) -> str:
+    """The first part that is not JSON: `a set at 'frames[0].mask'`."""
+    where = f" at '{path}'" if path else ""
+    if depth > _DEPTH_MAX:
+        return f"it contains itself, or is nested too deeply{where[:100]}"
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not (key is None or isinstance(key, (str, int, float, bool))):
+                return f"a key of type {type(key).__name__}{where}"
+            found = _culprit(item, f"{path}.{key}" if path else str(key), depth + 1)
+            if found:
+                return found
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            found = _culprit(item, f"{path}[{index}]", depth + 1)
+            if found:
+                return found
+    elif isinstance(value, float):
+        return "" if value - value == 0 else f"{value}{where}"  # inf and nan differ from themselves
+    elif not (value is None or isinstance(value, (str, int))):
+        return f"a {type(value).__name__}{where}"
+    return ""
 
 
 def _write_result(text: str) -> None:

@@ -26,6 +26,10 @@ MODULE = "main__"
 Function = Callable[[Any], Any]
 
 
+_SDK_FILE = os.path.join("eventmill", "sdk", "runtime.py")
+"""What calls an author's function, in every archive that the SDK has packed."""
+
+
 class LoadError(Exception):
     """The code can't be loaded: the message is the activation's error, what there is to say more is on stderr.
 
@@ -66,10 +70,12 @@ def load(name: str, source: bytes, directory: str | None, main: str) -> Function
 
 
 def print_traceback(error: BaseException, skip: int) -> None:
-    """Print it on stderr without the `skip` outermost frames, which are ours."""
+    """Print it on stderr without the `skip` outermost frames, which are ours, and the SDK's below them."""
     trace = error.__traceback__
     for _ in range(skip):
         trace = trace.tb_next if trace else None
+    while trace and trace.tb_frame.f_code.co_filename.endswith(_SDK_FILE):
+        trace = trace.tb_next
     try:
         traceback.print_exception(type(error), error, trace)
     except Exception:  # an exception that can't even be printed

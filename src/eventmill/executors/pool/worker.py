@@ -152,13 +152,14 @@ def call(function: Function, params: bytes) -> Outcome:
     except BaseException as e:  # KeyboardInterrupt and the like are the function's own doing, too
         print_traceback(e, skip=1)
         return _raised(e)
-    return _returned(result)
+    return _returned(function, result)
 
 
 def _raised(error: BaseException) -> Outcome:
     """An exception is the activation's error; two attributes, which the SDK's exceptions have, say more."""
     try:
-        text = str(error) or type(error).__name__
+        # the SDK knows a better text for those that say little
+        text = getattr(error, "eventmill_error", None) or str(error) or type(error).__name__
     except Exception:
         text = type(error).__name__
     if getattr(error, "eventmill_fatal", False):
@@ -170,7 +171,7 @@ def _raised(error: BaseException) -> Outcome:
     return protocol.RAISED, UNSAID, _error(text)
 
 
-def _returned(result: Any) -> Outcome:
+def _returned(function: Function, result: Any) -> Outcome:
     if result is None:
         return protocol.BAD_RESULT, UNSAID, _error(NULL_TEXT)
     if not isinstance(result, dict | list | tuple):
@@ -181,12 +182,21 @@ def _returned(result: Any) -> Outcome:
         return protocol.MEMORY, UNSAID, _error(NO_MEMORY)
     except ValueError as e:  # NaN, or a structure that contains itself
         print_traceback(e, skip=1)
-        return protocol.BAD_RESULT, UNSAID, _error(NO_OBJECT_TEXT)
+        return protocol.BAD_RESULT, UNSAID, _error(_explained(function, result) or NO_OBJECT_TEXT)
     except Exception as e:  # something in it has no JSON form
         print_traceback(e, skip=1)
-        return protocol.BAD_RESULT, UNSAID, _error(EXITED_TEXT)
+        return protocol.BAD_RESULT, UNSAID, _error(_explained(function, result) or EXITED_TEXT)
     failed = isinstance(result, dict) and "error" in result
     return (protocol.RETURNED_ERROR if failed else protocol.SUCCESS), UNSAID, text
+
+
+def _explained(function: Function, result: Any) -> str:
+    """What the SDK's functions can say about a result that has no JSON form; "" if nothing."""
+    explain = getattr(function, "eventmill_explain", None)
+    try:
+        return str(explain(result)) if explain is not None else ""
+    except Exception:  # a value that resists being looked at
+        return ""
 
 
 def _error(text: str) -> str:
