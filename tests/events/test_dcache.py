@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from copy import deepcopy
 from datetime import UTC, datetime
@@ -378,6 +379,11 @@ def test_nobody_is_found_by_a_pattern() -> None:
     assert len(index.match(kept)) == 5
 
 
+def test_a_message_that_may_quote_very_many_is_masked() -> None:
+    crowd = {**WRITE, "subject": [f"UserNamePrincipal[user{number}]" for number in range(300)]}
+    assert written({**crowd, "status": {"code": 0, "msg": "x" * 100_000}})["data"]["status"]["msg"] == "***"
+
+
 def test_a_user_keeps_the_pseudonym() -> None:
     """Not the same in another instance, so that two sites' events can't be put together."""
     one, other = written(WRITE, personal="hash"), written(golden("a read"), personal="hash")
@@ -496,3 +502,21 @@ def test_personal_fields_of_any_kind_are_dropped(odd: Any) -> None:
 
 
 PLACES = ("subject", "owner", "client", "clientChain", "mappedUID", "mappedGID")
+
+
+# the page
+
+
+def test_the_page_has_every_type_and_its_flow_is_one() -> None:
+    page = Path(__file__).parents[2].joinpath("docs/dcache.md").read_text()
+    assert {name for name in TYPES if f"`{name}`" not in page} == set()
+    [flow] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    scope: dict[str, Any] = {}
+    exec(flow, scope)
+    fields = decoder().fields(orjson.dumps(WRITE))
+    assert fields is not None
+    index: Index[str] = Index()
+    for name, rule in scope["mill"].rules.items():
+        index.add(name, parse(rule.pattern))
+    assert len(index) == 2
+    assert len(index.match(fields)) == 1

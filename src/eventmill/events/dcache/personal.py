@@ -11,7 +11,7 @@ Changes the record that it is given. Functions of values, with bounded memos; ne
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection
 from functools import lru_cache
 from typing import Any, Final, Literal
 
@@ -25,8 +25,12 @@ Personal = Literal["drop", "hash", "keep"]
 PSEUDONYM_CHARACTERS: Final = 16
 MEMO_MAX: Final = 8192
 """Principals and addresses whose pseudonyms are remembered: the same users come again and again."""
+MEMO_CHARACTERS_MAX: Final = 256
+"""Longer values are not remembered."""
 NAME_CHARACTERS_MIN: Final = 3
 """What is shorter is not looked for in messages: it would be found in every other word."""
+NAMES_MAX: Final = 200
+"""Nobody has more; the message of a record that does is masked as a whole."""
 
 _PRINCIPAL = re.compile(r"([A-Z][A-Za-z]*)\[(.*?)(,primary)?\]", re.DOTALL)
 _OF_MANY_PEOPLE: Final = ("GidPrincipal", "GroupNamePrincipal", "FQANPrincipal", "RolePrincipal")
@@ -39,10 +43,20 @@ def cleaner(personal: Personal, instance: str) -> Callable[[Record], None]:
     return _drop if personal == "drop" else lambda record: _hash(record, instance)
 
 
-@lru_cache(MEMO_MAX)
 def pseudonym(instance: str, value: str) -> str:
     """What stands for this value in all events of the instance."""
+    hashed: str = _remembered(_pseudonym, value, instance)
+    return hashed
+
+
+@lru_cache(MEMO_MAX)
+def _pseudonym(value: str, instance: str) -> str:
     return digest("personal", instance, value)[:PSEUDONYM_CHARACTERS]
+
+
+def _remembered(function: Any, value: str, *more: str) -> Any:
+    """Call a memoised function; what is long goes past its memo, which is limited in entries but not in their size."""
+    return function(value, *more) if len(value) <= MEMO_CHARACTERS_MAX else function.__wrapped__(value, *more)
 
 
 def _keep(record: Record) -> None:
@@ -55,18 +69,7 @@ def _drop(record: Record) -> None:
     status = record.get("status")
     if "moverInfo" in record or (isinstance(status, dict) and status.get("msg")):
         _clean_messages(record, quoted=True)
-    pop = record.pop
-    pop("subject", None)
-    pop("owner", None)
-    pop("client", None)
-    pop("clientChain", None)
-    pop("mappedUID", None)
-    pop("mappedGID", None)
-    protocol = record.get("protocolInfo")
-    if isinstance(protocol, dict):
-        protocol.pop("host", None)
-    elif protocol is not None:
-        del record["protocolInfo"]
+    _drop_fields(record)
     if "moverInfo" in record:
         _replace(record, "moverInfo", _mover)
     if "protocol" in record:
@@ -76,6 +79,22 @@ def _drop(record: Record) -> None:
     info = record.get("storageInfo")
     if isinstance(info, str) and ";" in info:
         _replace(record, "storageInfo", lambda text: storage(text).short)
+
+
+def _drop_fields(part: Record) -> None:
+    """Of a record, or of the `moverInfo` in it."""
+    pop = part.pop
+    pop("subject", None)
+    pop("owner", None)
+    pop("client", None)
+    pop("clientChain", None)
+    pop("mappedUID", None)
+    pop("mappedGID", None)
+    protocol = part.get("protocolInfo")
+    if isinstance(protocol, dict):
+        protocol.pop("host", None)
+    elif protocol is not None:
+        del part["protocolInfo"]
 
 
 def _hash(record: Record, instance: str) -> None:
@@ -99,7 +118,7 @@ def _mover(value: Any) -> Any:
     if not isinstance(value, dict):
         return None
     value.pop("moverInfo", None)
-    _drop(value)
+    _drop_fields(value)
     return value
 
 
@@ -123,44 +142,50 @@ def _host(part: Record) -> str | None:
 
 def _clean_messages(record: Record, *, quoted: bool) -> None:
     """Take tokens out of the status messages, and, if `quoted`, what they quote of the record's personal fields."""
-    for part in (record, record["moverInfo"]) if "moverInfo" in record else (record,):
-        status = part.get("status") if isinstance(part, dict) else None
-        if isinstance(status, dict) and status.get("msg"):
-            _replace(status, "msg", lambda text: without_tokens(text) if isinstance(text, str) else None)
-            if quoted and "msg" in status:
-                status["msg"] = _without_names(status["msg"], _names(record))
+    found = [part.get("status") for part in _parts(record)]
+    statuses = [status for status in found if isinstance(status, dict) and status.get("msg")]
+    names = _names(record) if quoted and statuses else ()
+    for status in statuses:
+        _replace(status, "msg", lambda text: _clean_message(text, names) if isinstance(text, str) else None)
 
 
-def _without_names(message: str, names: Iterable[str]) -> str:
-    quoted = [name for name in names if name in message]
-    for name in sorted(quoted, key=len, reverse=True):  # one may be part of another
+def _clean_message(message: str, names: Collection[str]) -> str:
+    if len(names) > NAMES_MAX:
+        return MASK
+    message = without_tokens(message)
+    found = [name for name in names if name in message]
+    for name in sorted(found, key=lambda name: (-len(name), name)):  # one may be part of another
         message = message.replace(name, MASK)
     return message
 
 
-def _names(record: Record) -> Iterator[str]:
+def _names(record: Record) -> set[str]:
     """What a message may quote. Numbers are left alone: a message is full of them."""
+    names: set[str] = set()
     for part in _parts(record):
         principals = part.get("subject")
         for principal in principals if isinstance(principals, list) else ():
             if isinstance(principal, str):
-                yield from _principal_names(principal)
+                names.update(_remembered(_names_in_principal, principal))
         for value in (part.get("owner"), part.get("client"), part.get("clientChain"), _host(part)):
-            yield from _words(value)
+            if isinstance(value, str):
+                names.update(_remembered(_names_in, value))
+    return names
 
 
 @lru_cache(MEMO_MAX)
-def _principal_names(principal: str) -> tuple[str, ...]:
+def _names_in_principal(principal: str) -> tuple[str, ...]:
     match = _PRINCIPAL.fullmatch(principal)
-    inner = match[2] if match and match[1] not in _OF_MANY_PEOPLE else None
-    return *_words(principal), *_words(inner)
+    if match is None or match[1] in _OF_MANY_PEOPLE:
+        return _names_in(principal)
+    return _names_in(principal) + _names_in(match[2])
 
 
-def _words(value: Any) -> Iterator[str]:
+@lru_cache(MEMO_MAX)
+def _names_in(value: str) -> tuple[str, ...]:
     """A value, and the parts of one that is a chain of addresses, as far as they can be told from other words."""
-    for word in (value, *value.split(",")) if isinstance(value, str) else ():
-        if len(word) >= NAME_CHARACTERS_MIN and not word.isdigit() and word.lower() != "unknown":
-            yield word
+    words = (value, *value.split(","))
+    return tuple(w for w in words if len(w) >= NAME_CHARACTERS_MIN and not w.isdigit() and w.lower() != "unknown")
 
 
 # pseudonyms
@@ -179,12 +204,12 @@ def _pseudonyms(part: Record, instance: str) -> Record:
             found[name] = pseudonym(instance, str(value))
     principals = part.get("subject")
     if isinstance(principals, list):
-        found["subject"] = [_hashed_principal(instance, p) for p in principals if isinstance(p, str)]
+        found["subject"] = [_remembered(_hashed_principal, p, instance) for p in principals if isinstance(p, str)]
     return found
 
 
 @lru_cache(MEMO_MAX)
-def _hashed_principal(instance: str, principal: str) -> str:
+def _hashed_principal(principal: str, instance: str) -> str:
     """`UidPrincipal[3f…]`: the kind stays. A bare name (of a certificate, of Kerberos) is a bare pseudonym."""
     match = _PRINCIPAL.fullmatch(principal)
     if match is None:
