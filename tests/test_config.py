@@ -43,7 +43,7 @@ WRONG = [
     ("[functions]\nisolation = 'maybe'", "functions.isolation: Input should be 'auto' or 'none'"),
     ("[limits]\ndepth = 'deep'", "limits.depth: Input should be a valid integer"),
     ("pools = {}", "pools: at least one pool is needed"),
-    ("[limits]\nwindow_total = 0", "limits.window_total: Input should be greater than 0"),
+    ("[limits]\nwindow_per_action = 0", "limits.window_per_action: Input should be greater than 0"),
     ("[limits]\ndepth = -1", "limits.depth: Input should be greater than or equal to 0"),
     ("[retention]\nlog_days = -1", "retention.log_days: Input should be greater than 0"),
 ]

@@ -117,8 +117,6 @@ class Limits(_Section):
     """Activations that wait or run; beyond it a namespace's matches become dead letters `throttled`."""
     window_per_action: PositiveInt = 64
     """Pending activations of one action that are in memory; the rest wait on disk."""
-    window_total: PositiveInt = 10_000
-    """Activations of all actions and pools together that are in memory."""
     batch_bytes: PositiveInt = 16 << 20
     """Records of one engine transaction, together."""
     jobs_in_queue: PositiveInt = 1000

@@ -16,9 +16,9 @@ from eventmill.engine import engine as engine_module
 from eventmill.engine import requests
 from eventmill.engine.audit import forget
 from eventmill.engine.turn import Turn
-from eventmill.entities import Category, State, ids
+from eventmill.entities import Category, State, Status, ids
 from eventmill.errors import Conflict, Unavailable
-from eventmill.executors import Found
+from eventmill.executors import Accepted, Finished, Found
 from tests.engine.world import World, event, stopped, world
 
 PATTERN = {"type": ["test"]}
@@ -200,7 +200,7 @@ def test_a_step_that_begins_in_the_turn_of_the_cancel_does_not_run(tmp_path: Pat
             await w.action("chain", "sequence", components=["f"])
 
             def both(turn: Turn) -> str:
-                chain = requests.invoke(turn, "ns/chain", b"{}")
+                chain = requests.invoke(turn, "ns/chain", b"{}", "c" * 32)
                 requests.cancel(turn, chain.id)
                 return chain.id
 
@@ -503,3 +503,200 @@ def test_it_stops_though_something_has_just_come(tmp_path: Path) -> None:
 
 def test_categories_are_those_of_the_store() -> None:
     assert {c.value for c in Category} == {"function", "job", "sequence", "map", "trigger"}
+
+
+# found by a randomised model of the engine
+
+
+async def unfinished(w: World) -> list[str]:
+    return [row.action for row in await w.rows(100_000) if not row.state.final]
+
+
+def test_cancelled_ones_at_the_head_of_a_queue_hold_nobody_up(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path, {"f": nothing}, window_per_action=2) as w:
+            await w.action("f")
+            await w.action("each", "map", components=["f"])
+            await w.rule("r", PATTERN, "f")
+            w.functions.hold.add("f")
+            w.functions.cancel = lambda activations: None  # type: ignore[method-assign]
+            row = await w.engine.invoke("ns/each", {"items": [1, 2]})
+            await w.quiet()
+            await w.emit(*(event(id=str(n)) for n in range(6)))
+            await w.quiet()
+            await w.engine.cancel(row.id)
+        async with world(tmp_path, {"f": nothing}, window_per_action=2) as w:
+            await w.until_finished(8)
+            assert await unfinished(w) == []
+
+    run(body)
+
+
+def test_a_full_disk_while_a_map_is_spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "_NO_ROOM_S", 0.05)
+
+    async def body() -> None:
+        async with world(tmp_path, {"f": nothing}) as w:
+            await w.action("f")
+            await w.action("each", "map", components=["f"])
+            await w.engine.invoke("ns/each", {"items": ["x" * 300] * 3000})
+            pages = w.store._driver.execute("PRAGMA page_count").fetchone()[0]
+            w.store._driver.execute(f"PRAGMA max_page_count={pages}")
+            await asyncio.sleep(0.2)
+            w.store._driver.execute("PRAGMA max_page_count=1000000000")
+            await w.until_finished(3001)
+            assert await alive(w) == 0
+
+    run(body)
+
+
+def test_on_error_names_an_action_of_the_own_namespace(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path, {"f": error, "tell": nothing}) as w:
+            await w.action("f", on_error="tell")
+            await w.action("tell")
+            await w.action("g", on_error="")
+            w.functions.functions["g"] = error
+            await w.engine.invoke("ns/f", {})
+            await w.engine.invoke("ns/g", {})
+            await w.until_finished(3)
+            (letter,) = await w.until_letters(1)
+            assert "does not exist" in letter.reason
+            await works(w)
+
+    run(body)
+
+
+def test_a_replay_stops_the_cancel_that_is_still_going_on(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path, {"f": nothing}, window_per_action=1) as w:
+            await w.action("f")
+            await w.action("each", "map", components=["f"])
+            w.functions.hold.add("f")
+            row = await w.engine.invoke("ns/each", {"items": list(range(1200))})
+            await asyncio.sleep(0.5)
+            await asyncio.gather(w.engine.cancel(row.id), w.engine.replay(row.id))
+            await asyncio.sleep(0.3)
+            assert sum(r.state is State.CANCELLED for r in await w.rows(5000)) <= 1
+
+    run(body)
+
+
+def test_a_map_keeps_its_elements_as_long_as_it_can_be_replayed(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path, {"f": lambda p: {"error": "x"} if p["value"] == 1 else {}}) as w:
+            await w.action("f")
+            await w.action("list")
+            w.functions.functions["list"] = lambda _: {"items": [1, 2, 3]}
+            await w.action("each", "map", components=["f"])
+            await w.action("chain", "sequence", components=["list", "each"])
+            await w.rule("r", PATTERN, "chain")
+            await w.emit(event())
+            (letter,) = await w.until_letters(1)
+            retention = w.engine._settings.retention.model_copy(update={"activations_days": -1.0})
+            await forget(w.store, w.backbone, retention, w.engine.counts)
+            w.functions.functions["f"] = nothing
+            await w.engine.replay(str(letter.activation))
+            await w.until_finished(6 + 3)
+            assert (await w.row(str(letter.activation))).state is State.SUCCEEDED
+            await forget(w.store, w.backbone, retention, w.engine.counts)
+            assert await w.rows() == []
+
+    run(body)
+
+
+def test_stopping_does_not_wait_for_a_large_map_and_the_next_server_goes_on(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path, {"f": nothing}, window_per_action=1) as w:
+            await w.action("f")
+            await w.action("each", "map", components=["f"])
+            w.functions.hold.add("f")
+            row = await w.engine.invoke("ns/each", {"items": list(range(20_000))})
+            await w.engine.stop()
+            assert (await w.store.transact(lambda tx: tx.activations.map_state(row.id))).spread < 20_000
+        async with world(tmp_path, {"f": nothing}, window_per_action=1000) as w:
+            await w.until_finished(20_001)
+            assert (await w.row(row.id)).state is State.SUCCEEDED
+            assert await alive(w) == 0
+
+    run(body)
+
+
+def test_refusals_cost_no_turns_and_leave_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[int] = []
+
+    async def body() -> None:
+        async with world(tmp_path, {"f": nothing}) as w:
+            await w.action("f")
+            old = w.engine._turn
+
+            def count(tx: Any, work: Any, alone: bool = False) -> Turn:
+                turns.append(1)
+                return old(tx, work, alone)
+
+            monkeypatch.setattr(w.engine, "_turn", count)
+            calls = [w.engine.invoke("ns/f", {}, wait_s=5) for _ in range(200)]
+            calls += [w.engine.invoke("ns/missing", {}, wait_s=5) for _ in range(200)]
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            assert sum(isinstance(a, Exception) for a in answers) == 200
+            assert w.engine._waiters == {}
+
+    run(body)
+    assert len(turns) < 50
+
+
+def test_retries_are_waited_for_once(tmp_path: Path) -> None:
+    class Later(Exception):
+        eventmill_retry_after = 200.0
+
+    def later(p: dict[str, Any]) -> dict[str, Any]:
+        if p.get("bad"):
+            raise Later("not now")
+        return {}
+
+    async def body() -> None:
+        async with world(tmp_path, {"f": later}, window_per_action=1) as w:
+            await w.action("f", retries=3)
+            await w.rule("r", PATTERN, "f")
+            await w.engine.invoke("ns/f", {"bad": True})
+            for n in range(60):
+                await w.emit(event(id=f"{n}a"), event(id=f"{n}b"))
+                await w.until_finished(2 * n + 2)
+            assert len(w.engine._flight._due) < 5
+
+    run(body)
+
+
+def test_a_job_that_is_taken_back_can_be_accepted_again(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path, {}, {"job": nothing}) as w:
+            await w.action("job", "job")
+            w.jobs.hold.add("job")
+            row = await w.engine.invoke("ns/job", {})
+            await w.quiet()
+        async with stopped(tmp_path, {}, {"job": nothing}) as w:
+            w.jobs.found = {row.id: Found(activation=row.id, handle="another#1", running=True)}
+            await w.engine.start()
+            await w.quiet()
+            assert (await w.row(row.id)).state is State.SUCCEEDED
+            await w.engine.stop()
+
+    run(body)
+
+
+def test_a_stale_end_does_not_hide_the_next_handle(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path, {}, {"job": nothing}) as w:
+            await w.action("job", "job")
+            w.jobs.submit = lambda attempts: None  # type: ignore[method-assign]
+            row = await w.engine.invoke("ns/job", {})
+            end = partial(
+                Finished, activation=row.id, status=Status.SUCCESS, result=b"{}", final=True, started_ms=1, ended_ms=1
+            )
+            w.jobs.report(end(attempt=0, handle="old"))
+            w.jobs.report(Accepted(activation=row.id, attempt=1, handle="h"))
+            w.jobs.report(end(attempt=1, handle="h"))
+            await w.until_finished(1)
+            assert (await w.row(row.id)).handle == "h"
+
+    run(body)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -245,6 +246,26 @@ def test_a_disk_that_fails_to_sync_stops_everything(tmp_path: Path) -> None:
         store._sync._fd = good
         with pytest.raises(Unavailable, match="restart"):
             await store.transact(lambda tx: tx.emit([b"x"], 1))
+
+    with_store(tmp_path, body)
+
+
+def test_a_failed_sync_fails_for_those_who_asked_meanwhile_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def fdatasync(fd: int) -> None:
+        calls.append(fd)
+        time.sleep(0.05)
+        if len(calls) == 1:
+            raise OSError(5, "EIO")
+
+    async def body(store: SqliteStore) -> None:
+        monkeypatch.setattr(os, "fdatasync", fdatasync)
+        first = asyncio.ensure_future(store.durable())
+        await asyncio.sleep(0.01)
+        answers = await asyncio.gather(first, store.durable(), return_exceptions=True)
+        assert [type(a) for a in answers] == [Unavailable, Unavailable]
+        assert len(calls) == 1
 
     with_store(tmp_path, body)
 

@@ -27,6 +27,14 @@ def merge(bound: Any, payload: bytes) -> bytes:
     return orjson.dumps({**bound, **value})
 
 
+def qualified(name: str, namespace: str) -> str:
+    """`namespace/[package/]name` of a reference: `/ns/p/a`, `/_/p/a` (the own namespace), or `p/a` in the own one."""
+    if not name.startswith("/"):
+        return f"{namespace}/{name}"
+    first, _, rest = name[1:].partition("/")
+    return f"{namespace if first == '_' else first}/{rest}"
+
+
 def error(message: str) -> bytes:
     """A result that says what went wrong."""
     return orjson.dumps({"error": message})

@@ -7,10 +7,12 @@ nor any batch system. Everything runs on the event loop; what takes long is in e
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
+import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -64,7 +66,7 @@ class Engine:
         self._settings = settings
         self._decoder = decoder or CloudEventsJson()
         self._inbox = Inbox()
-        self._flight = Flight(self._window, settings.limits.window_total)
+        self._flight = Flight(self._window)
         self._waiters: dict[str, asyncio.Future[Activation]] = {}
         self._followers: list[asyncio.Queue[tuple[list[Activation], list[DeadLetter]]]] = []
         self._landed = asyncio.Event()
@@ -140,22 +142,17 @@ class Engine:
         self._backbone.check_room()
         self._check_trouble()
         payload = orjson.dumps(params)
-        waiter: asyncio.Future[Activation] = asyncio.get_running_loop().create_future()
-
-        def ask(turn: Turn) -> Activation:
-            activation = requests.invoke(turn, action, payload)
-            if wait_s:
-                self._waiters[activation.id] = waiter
-            return activation
-
-        activation: Activation = await self._inbox.request(ask)
+        id, waiter = uuid.uuid4().hex, asyncio.get_running_loop().create_future()
+        if wait_s:
+            self._waiters[id] = waiter
         try:
+            ask = partial(requests.invoke, qualified=action, payload=payload, id=id)
+            activation: Activation = await self._inbox.request(ask)
             if wait_s:
-                activation = await asyncio.wait_for(waiter, wait_s)
-        except TimeoutError:
-            pass
+                with contextlib.suppress(TimeoutError):
+                    activation = await asyncio.wait_for(waiter, wait_s)
         finally:
-            self._waiters.pop(activation.id, None)
+            self._waiters.pop(id, None)
         await self._store.durable()
         return activation
 
@@ -270,10 +267,19 @@ class Engine:
                 for single in work.singles():
                     await self._deal_with(single)
                 return
-            turn = await self._put_aside(work, e)
+            turn = await self._alone(work, e)
         reached("committed")
         self._hand_over(turn)
         self._answer(work, turn)
+
+    async def _alone(self, work: Work, error: Exception) -> Turn:
+        """One thing without all else that a turn does: if it can be dealt with so, it is not what is the matter."""
+        try:
+            return await self._commit(partial(self._turn, work=work, alone=True), work)
+        except (LostPartition, Unavailable):
+            raise
+        except Exception:
+            return await self._put_aside(work, error)
 
     async def _put_aside(self, work: Work, error: Exception) -> Turn:
         """The one thing that can't be dealt with: a dead letter, a failed activation, or an error for who has asked."""
@@ -310,8 +316,9 @@ class Engine:
                 self._trouble = f"nothing can be recorded: {e}"
                 _log.error("%s; reading is paused", self._trouble)
                 for request in work.requests:
-                    request.refuse(e)
-                work.requests.clear()
+                    if not request.own:
+                        request.refuse(e)
+                work.requests[:] = [request for request in work.requests if request.own]
                 if self._inbox.closed:
                     raise
                 await asyncio.sleep(_NO_ROOM_S)
@@ -323,9 +330,10 @@ class Engine:
         return Turn(
             tx=tx, book=self.book, flight=self._flight, limits=self._settings.limits, decoder=self._decoder,
             now_ms=time.time_ns() // 1_000_000, partitions=self._backbone.partitions(), queue_of=self._queue_of,
+            is_served=self._is_served,
         )  # fmt: skip
 
-    def _turn(self, tx: Tx, work: Work) -> Turn:
+    def _turn(self, tx: Tx, work: Work, alone: bool = False) -> Turn:
         turn = self._new_turn(tx)
         if work.reports:
             reached("reported")
@@ -337,9 +345,10 @@ class Engine:
             reached("read")
             turn.take_batch(batch)
             reached("matched")
-        if self._deadline is not None and self._deadline <= turn.now_ms:
-            turn.expire()
-        turn.fill()
+        if not alone:
+            if self._deadline is not None and self._deadline <= turn.now_ms:
+                turn.expire()
+            turn.fill()
         turn.write()
         return turn
 
@@ -348,7 +357,7 @@ class Engine:
         self._flight.apply(turn.changes, turn.now_ms)
         attempts: dict[str, list[Attempt]] = {}
         for activation, action in turn.handed.values():
-            attempts.setdefault(self._executor_name(action), []).append(_attempt(activation, action))
+            attempts.setdefault(self._runs(activation), []).append(_attempt(activation, action))
         for name, batch in attempts.items():
             self._executors[name].submit(batch)
         if attempts:
@@ -357,8 +366,13 @@ class Engine:
             self._executors.get(queue, self._executors[FUNCTIONS]).cancel({id: handle})
         if turn.accepted or turn.ended:
             self._background(self._after_sync(turn.accepted, turn.ended))
-        for ask in turn.more:
-            self._inbox.request(ask).add_done_callback(_log_refusal)
+        if not self._inbox.closed:  # else the next server goes on with it
+            self._ask_oneself(turn.more)
+
+    def _ask_oneself(self, asks: Iterable[Callable[[Turn], Any]]) -> None:
+        """What is left for further turns."""
+        for ask in asks:
+            self._inbox.request(ask, own=True).add_done_callback(_log_refusal)
 
     async def _after_sync(self, accepted: Sequence[tuple[str, str]], ended: Sequence[tuple[str, str]]) -> None:
         """What must not happen before its record is durable: a job's start, and forgetting its end."""
@@ -422,16 +436,15 @@ class Engine:
         return limits.jobs_in_queue if queue.startswith("pool:") else limits.window_per_action
 
     def _queue_of(self, action: Action) -> str | None:
+        """An action's own queue, or its pool's; None if there is no such pool."""
         if action.category is not Category.JOB:
             return action.qualified
-        name = self._executor_name(action)
-        return name if name in self._executors else None
-
-    def _executor_name(self, action: Action) -> str:
-        if action.category is not Category.JOB:
-            return FUNCTIONS
         pool = action.annotations.get("pool")
-        return pool_queue(pool if isinstance(pool, str) else next(iter(self._settings.pools)))
+        queue = pool_queue(pool if isinstance(pool, str) else next(iter(self._settings.pools)))
+        return queue if queue in self._executors else None
+
+    def _is_served(self, queue: str) -> bool:
+        return queue in self._executors or not queue.startswith("pool:")
 
     # background
 
@@ -472,18 +485,18 @@ class Engine:
         for name, executor in self._executors.items():
             found.update(await executor.find([row.id for row in rows if self._runs(row) == name]))
         kept = [row for row in rows if _goes_on(found.get(row.id), row.handle)]
+        going_on = {row.id for row in kept}
         lost = {row.id: row.handle for row in rows if row.handle is not None and row.id not in found}
-        back = [row.id for row in rows if row not in kept and row.id not in lost]
+        back = [row.id for row in rows if row.id not in going_on and row.id not in lost]
         more = await self._store.transact(lambda tx: self._restore(tx, back, found))
         for row in kept:
             self._keep(row, found[row.id])
         if lost:
             more.append(partial(Turn.lose, lost=lost))
-        for ask in more:
-            self._inbox.request(ask).add_done_callback(_log_refusal)
+        self._ask_oneself(more)
 
     def _runs(self, row: Activation) -> str:
-        """The executor that had it."""
+        """The executor that has it: its queue's."""
         return row.queue if row.queue in self._executors else FUNCTIONS
 
     def _keep(self, row: Activation, found: Found) -> None:

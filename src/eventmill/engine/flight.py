@@ -44,17 +44,18 @@ class Changes:
 
 
 class Flight:
-    """`window(queue)`: how many of a queue may be handed over at once; `total`: of all together."""
+    """`window(queue)`: how many of a queue may be handed over at once."""
 
-    def __init__(self, window: Callable[[str], int], total: int) -> None:
+    def __init__(self, window: Callable[[str], int]) -> None:
         self._window = window
-        self._total = total
         self._queue_of: dict[str, str] = {}
         self._count: Counter[str] = Counter()
         self._backlog: set[str] = set()
         self._changed: set[str] = set()
         """Queues with a backlog in which there may be room since the last look."""
         self._due: list[tuple[int, str]] = []
+        self._due_of: dict[str, int] = {}
+        """The earliest of each queue: later ones are asked for when that has come."""
         self.alive: Counter[str] = Counter()
         """Activations that have not finished, by namespace."""
 
@@ -73,8 +74,7 @@ class Flight:
 
     def room(self, queue: str, changes: Changes) -> int:
         """How many more of this queue may be handed over, in a turn with these changes so far."""
-        own = self._window(queue) - self._count[queue] + changes.room[queue]
-        return min(own, self._total - len(self._queue_of) - len(changes.taken) + len(changes.landed))
+        return self._window(queue) - self._count[queue] + changes.room[queue]
 
     def has_backlog(self, queue: str, changes: Changes) -> bool:
         """Whether some of it may wait on disk: then nothing new may overtake it."""
@@ -91,12 +91,10 @@ class Flight:
         found = []
         for queue in self._changed | changes.waits | landed | due:
             room = self.room(queue, changes)
-            hungry = room > 0 and 2 * room >= min(self._window(queue), self._total)
-            if hungry:
+            # one that is more than half full will land something, which brings it back here
+            changes.looked_at.add(queue)
+            if room > 0 and 2 * room >= self._window(queue):
                 found.append((queue, room))
-            # one that has something under way comes back when that lands; one that has not is looked at again
-            if hungry or self._count[queue] > changes.room[queue]:
-                changes.looked_at.add(queue)
         return found
 
     def _due_until(self, now_ms: int) -> Iterator[tuple[int, str]]:
@@ -109,7 +107,10 @@ class Flight:
         """The turn is committed."""
         self.alive.update(changes.alive)
         while self._due and self._due[0][0] <= now_ms:
-            self.wait(heapq.heappop(self._due)[1])
+            due_ms, queue = heapq.heappop(self._due)
+            if self._due_of.get(queue) == due_ms:
+                del self._due_of[queue]
+            self.wait(queue)
         self.wait(*changes.waits)
         self._changed -= changes.looked_at
         self._backlog -= changes.emptied
@@ -117,8 +118,10 @@ class Flight:
             self.land(id)
         for id, queue in changes.taken.items():
             self.take(id, queue)
-        for due in changes.due:
-            heapq.heappush(self._due, due)
+        for due_ms, queue in changes.due:
+            if due_ms < self._due_of.get(queue, due_ms + 1):
+                self._due_of[queue] = due_ms
+                heapq.heappush(self._due, (due_ms, queue))
 
     def wait(self, *queues: str) -> None:
         """Something waits on disk in these."""

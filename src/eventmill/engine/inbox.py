@@ -28,17 +28,25 @@ class Request:
 
     ask: Callable[[Turn], Any]
     future: asyncio.Future[Any]
+    own: bool = False
+    """The engine's own: it is never refused, but waits."""
     answer: Any = None
+    refused: EventmillError | None = None
 
     def run(self, turn: Turn) -> None:
-        """Raises Refused if the answer is no."""
+        """Raises Refused if the answer is no, but the turn has changed something already."""
+        version, self.refused = turn.version, None
         try:
             self.answer = self.ask(turn)
         except EventmillError as e:
-            raise Refused(self, e) from e
+            if turn.version != version:
+                raise Refused(self, e) from e
+            self.refused = e
 
     def settle(self) -> None:
-        if not self.future.done():
+        if self.refused is not None:
+            self.refuse(self.refused)
+        elif not self.future.done():
             self.future.set_result(self.answer)
 
     def refuse(self, error: BaseException) -> None:
@@ -91,10 +99,10 @@ class Inbox:
         self._work.reports.append((executor, reports))
         self._arrived.set()
 
-    def request(self, ask: Callable[[Turn], Any]) -> asyncio.Future[Any]:
+    def request(self, ask: Callable[[Turn], Any], *, own: bool = False) -> asyncio.Future[Any]:
         """Ask something of the next turn."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._work.requests.append(Request(ask, future))
+        self._work.requests.append(Request(ask, future, own))
         self._arrived.set()
         return future
 

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 _DONE_WRONG = (State.FAILED, State.CANCELLED)
 
 
-def invoke(turn: Turn, qualified: str, payload: bytes) -> Activation:
-    """A call: an activation without a cause. Raises NotFound, or Unavailable at the namespace's quota."""
+def invoke(turn: Turn, qualified: str, payload: bytes, id: str) -> Activation:
+    """A call: an activation without a cause, with a random `id`. Raises NotFound, or Unavailable at the quota."""
     action = turn.book.action(turn.tx, qualified)
     if action is None:
         raise NotFound(f"there is no action {qualified}")
     _check_quota(turn, action.namespace)
     activation = turn.new(
         action,
-        uuid.uuid4().hex,
+        id,
         partition=turn.partitions[0].id,
         attempts_left=turn.retries(action, turn.limits.attempts_call),
     )
@@ -130,6 +130,7 @@ def _check_done_wrong(row: Activation) -> None:
 
 def _again(turn: Turn, row: Activation) -> None:
     """Another attempt of an activation, or of what has failed in a chain."""
+    turn.version += 1
     action = turn.book.revision(turn.tx, row.revision)
     is_chain = row.category in (Category.SEQUENCE, Category.MAP)
     if not is_chain:

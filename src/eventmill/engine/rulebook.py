@@ -67,7 +67,9 @@ class RuleBook:
         return True
 
     def action(self, tx: Tx, qualified: str) -> Action | None:
-        """The action as it is now."""
+        """The action as it is now; None if there is none of this name."""
+        if "/" not in qualified:
+            return None
         if qualified not in self._actions:
             action = self._actions[qualified] = tx.entities.action(qualified)
             if action is not None:

@@ -178,6 +178,7 @@ def cancel(turn: Turn, row: Activation) -> None:
         turn.finish(row, State.CANCELLED, Status.APPLICATION_ERROR, cancelled)
     elif not row.state.final:
         row.cancelled = True
+        turn.version += 1
         turn.write_rows()
         turn.tx.activations.cancel(row.seq)
         turn.cancels.append((row.queue, row.id, row.handle))
@@ -194,6 +195,8 @@ def end_steps(turn: Turn, id: str) -> None:
 
 
 def end_on(turn: Turn, id: str) -> None:
-    """The same, as all that a turn is asked for."""
-    end_steps(turn, id)
-    turn.settle()
+    """The same, as all that a turn is asked for. Not if it has been replayed meanwhile."""
+    row = turn.get(id)
+    if row is not None and row.state.final:
+        end_steps(turn, id)
+        turn.settle()

@@ -54,6 +54,8 @@ class Turn:
     now_ms: int
     partitions: Sequence[Partition]
     queue_of: Callable[[Action], str | None]
+    is_served: Callable[[str], bool]
+    """Whether there is an executor for what waits in this queue."""
 
     handed: dict[str, tuple[Activation, Action]] = field(default_factory=dict)
     """To be submitted to executors, by id."""
@@ -72,6 +74,8 @@ class Turn:
     deadline: int | None = None
     """The earliest time limit of a chain that this turn knows of (epoch ms); of all, if it has `expired` some."""
     expired: bool = False
+    version: int = 0
+    """Grows with everything that this turn changes."""
 
     _known: dict[str, Activation] = field(default_factory=dict)
     _new: dict[str, Activation] = field(default_factory=dict)
@@ -201,7 +205,7 @@ class Turn:
     def begin(self, action: Action, payload: bytes, activation: Activation) -> None:
         """Begin an activation with this payload: functions and jobs queue up, chains and maps begin their steps."""
         self.changes.alive[activation.namespace] += 1
-        self._known[activation.id] = self._new[activation.id] = activation
+        self.record(activation)
         if action.category is Category.SEQUENCE:
             activation.params = payload
             steps.begin_sequence(self, action, activation)
@@ -226,7 +230,7 @@ class Turn:
             self.changes.wait(queue)
 
     def _no_pool(self, action: Action, activation: Activation) -> None:
-        name = action.annotations.get("pool")
+        name = activation.queue.partition(":")[2] or action.annotations.get("pool")
         error = decide.error(f"there is no pool '{name}' in this server's configuration")
         self.finish(activation, State.FAILED, Status.INTERNAL_ERROR, error)
 
@@ -261,6 +265,7 @@ class Turn:
         if accepted:
             self._take_accepted(executor, accepted)
         if started:
+            self._forget(s.activation for s in started)
             self.tx.activations.start([(s.activation, s.attempt, s.handle, s.time_ms, s.detail) for s in started])
         if finished:
             self.fetch(f.activation for f in finished)
@@ -270,18 +275,22 @@ class Turn:
 
     def _take_accepted(self, executor: str, accepted: Sequence[Accepted]) -> None:
         """Handles that are recorded may be released; a job that is not wanted any more must never run."""
+        self._forget(a.activation for a in accepted)
         good = set(self.tx.activations.set_handle([(a.activation, a.attempt, a.handle) for a in accepted]))
+        self.fetch(a.activation for a in accepted)
         for a in accepted:
-            if a.handle in good:
+            row = self._known.get(a.activation)
+            if a.handle in good and row is not None and not row.cancelled:
                 self.accepted.append((executor, a.handle))
             else:
                 self.cancels.append((executor, a.activation, a.handle))
 
     def _take_finished(self, executor: str, report: Finished) -> None:
-        self._land(report.activation)
         if report.handle is not None:
             self.ended.append((executor, report.handle))
         row = self._known.get(report.activation)
+        if row is None or row.attempt == report.attempt:
+            self._land(report.activation)
         if row is None or row.state.final or row.attempt != report.attempt or not _same_handle(row, report):
             return
         row.started, row.ended, row.logs = report.started_ms, report.ended_ms, report.logs
@@ -311,7 +320,16 @@ class Turn:
         row.logs = ()
         self.changes.due.append((row.due, row.queue))
 
-    def finish(self, row: Activation, state: State, status: Status, result: bytes, *, kind: str = "activation") -> None:
+    def finish(
+        self,
+        row: Activation,
+        state: State,
+        status: Status,
+        result: bytes,
+        *,
+        kind: str = "activation",
+        on_error: bool = True,
+    ) -> None:
         """An activation's end: recorded, told to the log, and, by `settle`, passed on to its chain. One that has ended
         stays as it is."""
         if row.state.final:
@@ -325,7 +343,10 @@ class Turn:
         if row.parent is not None:
             self._steps_ended.append(row)
         if state is State.FAILED:
-            self._failed(row, kind)
+            if row.rule is not None or kind != "activation":
+                self._letter(row, kind, _reason(row))
+            if on_error:
+                self._begin_on_error(row)
 
     def settle(self) -> None:
         """Steps that have ended move their chains on, until nothing moves any more."""
@@ -336,14 +357,12 @@ class Turn:
         """A step that had ended before moves its chain on, again."""
         self._steps_ended.append(step)
 
-    def _failed(self, row: Activation, kind: str) -> None:
-        """Who has to know: the `on_error` action, and the operator if an event caused it (a caller has its answer)."""
-        if row.rule is not None or kind != "activation":
-            self._letter(row, kind, _reason(row))
+    def _begin_on_error(self, row: Activation) -> None:
+        """The action that its own names in the annotation `on_error` gets the failed activation."""
         name = self.book.revision(self.tx, row.revision).annotations.get("on_error")
         if not isinstance(name, str):
             return
-        action = self.book.action(self.tx, name.lstrip("/").replace("_/", f"{row.namespace}/", 1))
+        action = self.book.action(self.tx, decide.qualified(name, row.namespace))
         if action is None:
             self._letter(row, "activation", f"on_error action {name} does not exist")
         elif row.depth >= self.limits.depth:
@@ -399,14 +418,13 @@ class Turn:
                     self.ended.append((executor, report.handle))
                 if row is not None and row.attempt == report.attempt and _same_handle(row, report):
                     row.started, row.ended = report.started_ms, report.ended_ms
-                    self.finish(row, State.FAILED, Status.INTERNAL_ERROR, decide.error(reason), kind="activation")
+                    self.finish(row, State.FAILED, Status.INTERNAL_ERROR, decide.error(reason), on_error=False)
         self.settle()
 
     # the end of the turn
 
     def fill(self) -> None:
         """Hand over what waits on disk, for queues that have run half empty."""
-        self.write_rows()
         for queue, _ in self.flight.hungry(self.now_ms, self.changes):
             room = self.flight.room(queue, self.changes)
             if room > 0:
@@ -414,6 +432,7 @@ class Turn:
         self.settle()
 
     def _fill(self, queue: str, room: int) -> None:
+        self.write_rows()
         rows = self.tx.activations.pending(queue, self.now_ms, room)
         if len(rows) < room:
             self.changes.emptied.add(queue)
@@ -430,13 +449,16 @@ class Turn:
                 self.finish(row, State.FAILED, Status.INTERNAL_ERROR, error, kind="interrupted")
             elif row.cancelled:
                 self.finish(row, State.CANCELLED, Status.APPLICATION_ERROR, decide.error("cancelled"))
-            elif self.queue_of(action) is None:
+            elif not self.is_served(row.queue):
                 self._no_pool(action, row)
             else:
                 row.state = State.HANDED
                 handed.append(row.seq)
                 self._hand(row, action)
         self.tx.activations.hand(handed)
+        if len(handed) < len(rows) == room:  # some have ended instead: there may be more behind them
+            self.changes.wait(queue)
+            self.more.append(_look_again)
 
     def write(self) -> None:
         """Write everything. Called last."""
@@ -482,14 +504,23 @@ class Turn:
         missing = [id for id in wanted if id not in self._known]
         self._known.update(self.tx.activations.get_many(missing))
 
+    def _forget(self, ids: Iterable[str]) -> None:
+        """These rows are about to be changed behind the turn's back, by statements: what is known of them is written,
+        and read again when it is asked for."""
+        self.write_rows()
+        for id in ids:
+            self._known.pop(id, None)
+
     def changed(self, row: Activation) -> None:
         """This row is about to be changed, and is to be written."""
+        self.version += 1
         self._changed.setdefault(row.id, row.state)
 
     def map_state(self, id: str) -> MapState:
         """How far a map is; what is changed in it is written. Raises NotFound."""
         if id not in self._maps:
             self._maps[id] = self.tx.activations.map_state(id)
+        self.version += 1
         return self._maps[id]
 
     def set_map_state(self, id: str, state: MapState) -> None:
@@ -497,14 +528,20 @@ class Turn:
 
     def append(self, record: bytes) -> None:
         """Put a record into the log again."""
+        self.version += 1
         self._events.append(record)
 
     def record(self, activation: Activation) -> None:
-        """Record something that has no life of its own: the firing of a trigger."""
+        """Record a new activation."""
+        self.version += 1
         self._known[activation.id] = self._new[activation.id] = activation
 
 
 _RETRIES_MAX = 1000
+
+
+def _look_again(turn: Turn) -> None:
+    """Asks for nothing but another turn."""
 
 
 def _is_completion(event_id: str) -> bool:

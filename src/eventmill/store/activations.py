@@ -158,7 +158,8 @@ class Activations:
     def take_back(self, ids: Sequence[str], *, interrupted: bool) -> None:
         """What was handed over waits again; `interrupted` counts the death of the server that had started it."""
         self._many(
-            "UPDATE activations SET state=?, interruptions=interruptions+? WHERE id=? AND state IN (2, 3, 4)",
+            "UPDATE activations SET state=?, handle=NULL, interruptions=interruptions+?"
+            " WHERE id=? AND state IN (2, 3, 4)",
             [(int(State.PENDING), int(interrupted), bytes.fromhex(i)) for i in ids],
         )
 
@@ -262,11 +263,11 @@ class Activations:
         return " AND ".join(p[0] for p in parts), tuple(v for p in parts for v in p[1])
 
     def old(self, before_ms: int, limit: int) -> list[int]:
-        """Finished activations that ended before, unless they are steps of a chain that still runs, or a dead letter
-        may want them back: their `seq`."""
+        """Finished activations that ended before: their `seq`. Not those that a dead letter may want back; and a chain
+        goes before its steps, so that a chain that is there has them all."""
         rows = self._driver.execute(
             "SELECT seq FROM activations a WHERE state>=5 AND created<? AND coalesce(ended, created)<?"
-            " AND NOT EXISTS (SELECT 1 FROM activations p WHERE p.id=a.parent AND p.state<5)"
+            " AND NOT EXISTS (SELECT 1 FROM activations p WHERE p.id=a.parent)"
             " AND NOT EXISTS (SELECT 1 FROM dead_letters d WHERE d.activation=a.id AND d.activation IS NOT NULL)"
             " ORDER BY seq LIMIT ?",
             (before_ms, before_ms, limit),

@@ -188,14 +188,19 @@ class _Sync:
         error = done.exception()
         if isinstance(error, OSError):
             self._broken = error
+        if self._broken is not None:  # a second sync may succeed without having written what the first one lost
+            waiting, self._waiting = [*waiting, *self._waiting], []
         for future in waiting:
             if not future.done():
                 future.set_result(None) if error is None else future.set_exception(Unavailable(f"disk: {error}"))
-        if self._waiting:
+        if self._waiting and self._broken is None:
             self._begin(loop)
 
     def close(self) -> None:
         self._thread.shutdown()
+
+
+_PASSING = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_NOMEM)
 
 
 @contextlib.contextmanager
@@ -205,7 +210,7 @@ def _full_disk() -> Iterator[None]:
         yield
     except (OperationalError, sqlite3.OperationalError) as e:  # through SQLAlchemy, or from the driver
         cause = e.orig if isinstance(e, OperationalError) else e
-        if getattr(cause, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+        if getattr(cause, "sqlite_errorcode", 0) & 0xFF in _PASSING:
             raise Unavailable(f"the store can't be written: {cause}") from e
         raise
 
