@@ -161,6 +161,7 @@ class _Sync:
         self._waiting: list[asyncio.Future[None]] = []
         self._running = False
         self._broken: OSError | None = None
+        self._closed = False
 
     def check(self) -> None:
         if self._broken is not None:
@@ -188,15 +189,19 @@ class _Sync:
         error = done.exception()
         if isinstance(error, OSError):
             self._broken = error
-        if self._broken is not None:  # a second sync may succeed without having written what the first one lost
+        if self._closed:
+            error = Unavailable("the store is closed")
+        if self._broken is not None or self._closed:
+            # no second try: it may succeed without having written what the first one lost
             waiting, self._waiting = [*waiting, *self._waiting], []
         for future in waiting:
             if not future.done():
                 future.set_result(None) if error is None else future.set_exception(Unavailable(f"disk: {error}"))
-        if self._waiting and self._broken is None:
+        if self._waiting:
             self._begin(loop)
 
     def close(self) -> None:
+        self._closed = True
         self._thread.shutdown()
 
 
