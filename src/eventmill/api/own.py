@@ -167,6 +167,8 @@ class Own:
             "backbone": {"ok": True, "detail": f"{len(self._services.backbone.partitions())} partitions are ours"},
             "engine": {"ok": status["ready"], "detail": "; ".join(status["reasons"]) or f"{status['rules']} rules"},
         }
+        for name, (ok, detail) in self._engine.conditions().items():
+            components[name] = {"ok": ok, "detail": detail}
         return Json({"settings": self._services.settings.model_dump(mode="json"), "components": components})
 
     async def _check_store(self) -> Document:

@@ -232,6 +232,10 @@ class Engine:
         """What is suspicious about the rules of a namespace: dear, dead and circular ones."""
         return lint(await self._store.read(lambda tx: _documents(tx, namespace)), namespace)
 
+    def conditions(self) -> dict[str, tuple[bool, str]]:
+        """How each executor is doing: whether it can run what it is given, and a line for people."""
+        return {name: executor.condition() for name, executor in self._executors.items()}
+
     def status(self) -> dict[str, Any]:
         """How it is doing: `ready`, `reasons` why not, and counts."""
         reasons = [f"the engine has stopped: {self.problem}"] if self.problem is not None else []

@@ -134,6 +134,10 @@ class Executor(ABC):
         """What is known of these after a restart; called once, before the first `submit`. What is not in the answer
         was never accepted here, or is forgotten."""
 
+    def condition(self) -> tuple[bool, str]:
+        """Whether it can run what it is given now, and a line about it for people."""
+        return True, "ready"
+
     @abstractmethod
     def reports(self) -> AsyncIterator[list[Report]]:
         """Push lists of reports as they come, forever. One reader."""

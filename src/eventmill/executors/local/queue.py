@@ -205,6 +205,12 @@ class LocalQueue(Executor):
         """
         return {t.job.activation: self._handle(cluster) for cluster, t in self._jobs.items() if t.orphan}
 
+    def condition(self) -> tuple[bool, str]:
+        if self._failure is not None:
+            return False, str(self._failure)
+        stages = [tracked.stage for tracked in self._jobs.values()]
+        return True, f"{stages.count(Stage.RUNNING)} jobs run, {stages.count(Stage.WAITING)} wait for slots"
+
     # ---- accepting and releasing
 
     async def _accept(self, attempts: Sequence[Attempt]) -> None:

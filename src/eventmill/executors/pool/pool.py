@@ -115,6 +115,11 @@ class Pool(Executor):
         """Why they are not isolated, if that was asked for."""
         return self._isolation.reason
 
+    def condition(self) -> tuple[bool, str]:
+        isolation = "isolated" if self.isolated else f"not isolated ({self.isolation_reason or 'as configured'})"
+        workers = f"{len(self._workers)} of {self._roster.workers_max} workers"
+        return self._launcher is not None, f"{workers}, {isolation}"
+
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         await asyncio.to_thread(self._prepare_directories)
