@@ -1,9 +1,12 @@
 """`./dev soak --seed N --minutes M`: a server under load is killed at random moments, over and over; the judge is the
-witness outside (tests/server/mill.py). Prints what happened; exit 1 if anything was lost or doubled."""
+witness outside (tests/server/mill.py). Prints what happened; exit 1 if anything was lost or doubled.
+
+With `--model`: the randomised model of the engine (tests/engine/model.py), seed after seed from N."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import random
 import shutil
 import sys
@@ -11,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.engine import model
 from tests.server.mill import Mill, mill
 
 
@@ -49,12 +53,36 @@ def soak(m: Mill, seed: int, *, kills: int, seconds: float = 1e9, talk: bool = F
     }
 
 
+def soak_model(seed: int, *, seconds: float) -> list[int]:
+    """Play the model with seed after seed, without power cuts and with, until the time is up; those that failed."""
+    logging.getLogger("eventmill").propagate = False  # the model listens
+    begun, first, failed = time.monotonic(), seed, []
+    while time.monotonic() < begun + seconds:
+        for power in (False, True):
+            with tempfile.TemporaryDirectory(prefix="eventmill-model-") as directory:
+                played = model.run(seed, Path(directory), power=power)
+            if played.failures:
+                failed.append(seed)
+                kind = "power" if power else "kills"
+                trace = Path(tempfile.gettempdir()) / f"eventmill-model-{seed}-{kind}.txt"
+                trace.write_text("\n".join([f"{played.limits}", *played.trace]))
+                print(f"FAILED with seed {seed} ({trace}): {played.failures[0]}", flush=True)
+        seed += 1
+        if (seed - first) % 25 == 0:
+            print(f"{seed - first} seeds, {len(failed)} failures", flush=True)
+    print(f"seeds {first} to {seed - 1}: {len(failed)} failures")
+    return failed
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="./dev soak", description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--kills", type=int, default=1_000_000)
+    parser.add_argument("--model", action="store_true", help="the engine's randomised model, seed after seed")
     options = parser.parse_args()
+    if options.model:
+        return 1 if soak_model(options.seed, seconds=60 * options.minutes) else 0
     directory = Path(tempfile.mkdtemp(prefix="eventmill-soak-"))
     with mill(directory) as m:
         try:
