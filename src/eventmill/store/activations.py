@@ -11,7 +11,7 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 import orjson
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, insert, select
 
 from eventmill.entities import Activation, Category, MapState, State, Status, check_transition
 from eventmill.errors import NotFound
@@ -330,16 +330,6 @@ class Activations:
                 for i, n, handle, time, detail in started
             ],
         )
-
-    def counts(self) -> dict[tuple[str, State], int]:
-        """How many are alive, by category and state, for the metrics."""
-        t = schema.activations
-        rows = self._connection.execute(
-            select(t.c.category, t.c.state, func.count())
-            .where(t.c.state < State.SUCCEEDED)
-            .group_by(t.c.category, t.c.state)
-        )
-        return {(row[0], State(row[1])): row[2] for row in rows}
 
     def keep_attempts(self, rows: Sequence[Activation]) -> None:
         """Remember how the current attempts of these ended, before the next ones begin."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import Connection, delete, insert, select
 
 from eventmill.store import schema
 
@@ -58,12 +58,6 @@ class DeadLetters:
         if kind is not None:
             query = query.where(t.c.kind == kind)
         return [_letter(row) for row in self._connection.execute(query)]
-
-    def counts(self) -> dict[str, int]:
-        """How many of each kind."""
-        t = schema.dead_letters
-        rows = self._connection.execute(select(t.c.kind, func.count()).group_by(t.c.kind))
-        return {row[0]: row[1] for row in rows}
 
     def drop(self, seq: int) -> bool:
         t = schema.dead_letters

@@ -124,10 +124,6 @@ class Entities:
         t = schema.entities
         return [_stored(row) for row in self._connection.execute(select(t).where(t.c.collection == "triggers"))]
 
-    def namespaces(self) -> list[str]:
-        t = schema.entities
-        return list(self._connection.execute(select(t.c.namespace).distinct()).scalars())
-
     # generation
 
     def generation(self) -> int:
