@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eventmill.backbone.embedded import EmbeddedBackbone
+from eventmill.backbone.room import Room
 from eventmill.config import Settings, load
 from eventmill.engine import Engine, pool_queue
 from eventmill.executors import Executor
@@ -65,9 +66,7 @@ async def mill(directory: Path, settings: Settings | None = None, *, workers: in
     """Everything but the engine is started; start it when the measurement begins."""
     settings = settings or load(limits={"disk_free_mb": 0})
     store = SqliteStore.open(directory / "store.db")
-    backbone = EmbeddedBackbone(
-        store, directory, batch_max=settings.limits.batch_events, batch_bytes=16 << 20, disk_free_mb=0
-    )
+    backbone = EmbeddedBackbone(store, Room(directory, 0), batch_max=settings.limits.batch_events, batch_bytes=16 << 20)
     await backbone.start()
     pool = Pool(store.code, state_dir=directory / "functions", workers_max=workers)
     queue = LocalQueue(

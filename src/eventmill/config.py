@@ -73,6 +73,106 @@ class PathMap(_Section):
     local: str | None = None
 
 
+class Secret(_Section):
+    """Where a secret stands: it is read when it is used, and never printed."""
+
+    env: str | None = None
+    """A variable of the server's environment."""
+    file: Path | None = None
+    """A file that only the server's account reads; a final newline is left out."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Secret:
+        if (self.env is None) == (self.file is None):
+            raise ValueError("a secret is either { env = … } or { file = … }")
+        return self
+
+    def read(self) -> str:
+        """The secret. Raises InvalidConfig if it isn't there."""
+        if self.env is not None:
+            if self.env not in os.environ:
+                raise InvalidConfig(f"the environment variable {self.env}, where a secret should be, is not set")
+            return os.environ[self.env]
+        assert self.file is not None
+        try:
+            return self.file.read_text().rstrip("\n")
+        except (OSError, UnicodeDecodeError) as e:
+            raise InvalidConfig(f"can't read the secret in {self.file}: {getattr(e, 'strerror', 'not text')}") from e
+
+
+Property = bool | int | float | str | Secret
+
+
+class Registry(_Section):
+    """A Confluent schema registry, for records in its wire format."""
+
+    url: str = ""
+    """Without it such records are dead letters."""
+    properties: dict[str, Property] = {}
+    """Further settings of confluent-kafka's SchemaRegistryClient (`ssl.ca.location`, `basic.auth.user.info`, …)."""
+
+
+class Backbone(_Section):
+    kind: Literal["embedded", "kafka"] = "embedded"
+    brokers: str = "127.0.0.1:9092"
+    """Kafka's bootstrap servers, `host:port[,host:port…]`."""
+    topic: str = "eventmill.events"
+    """Where completions and the events of HTTP, files and schedules go; made if it is missing."""
+    group: str = "eventmill"
+    """The consumer group: one for all servers of one store, and for nobody else."""
+    group_protocol: Literal["classic", "consumer"] = "classic"
+    """classic: every broker has it (cooperative rebalancing); consumer: KIP-848, from Kafka 4.0 on."""
+    session_timeout_s: PositiveFloat = 10.0
+    """A server that is silent this long loses its partitions (with `consumer` the broker's setting counts)."""
+    properties: dict[str, Property] = {}
+    """librdkafka's own settings (`security.protocol`, `ssl.ca.location`, …); secrets as { env = … } or { file = … }."""
+    registry: Registry = Registry()
+
+
+class JsonMap(_Section):
+    """How plain JSON becomes an event: where its attributes stand in the record, as names joined by dots."""
+
+    id: str | None = None
+    """Without it the id is made from the record's place in Kafka."""
+    type: str = "type"
+    subject: str | None = None
+    time: str | None = None
+    """RFC 3339, or a number: seconds or milliseconds since 1970."""
+    type_prefix: str = ""
+    """Put before the type, so that it is a name of yours (`org.example.`)."""
+
+
+class Topic(_Section):
+    """One row of `[[topics]]`: records of others, read where they are."""
+
+    name: str | None = None
+    regex: str | None = None
+    """All topics whose whole name matches (instead of `name`)."""
+    decoder: Literal["dcache", "cloudevents", "json"]
+    start: str = "latest"
+    """For a topic never seen before: `earliest`, `latest`, or a time (RFC 3339)."""
+    source: str = ""
+    """decoder json: the events' `source`. cloudevents: only events with a source of this prefix are taken."""
+    map: JsonMap = JsonMap()
+    """decoder json: where id, type, subject and time stand."""
+    instance: str = "dcache"
+    """decoder dcache: name of the storage system; part of the events' source and ids."""
+    personal: Literal["drop", "hash", "keep"] = "drop"
+    """decoder dcache: what becomes of user names and addresses."""
+    personal_key: Secret | None = None
+    """decoder dcache, personal = "hash": without it pseudonyms can be found by trying names."""
+    srm: Literal["request", "transfer"] = "request"
+    """decoder dcache: which record says that a file sent through SRM is there."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Topic:
+        if (self.name is None) == (self.regex is None):
+            raise ValueError("a topic has either a name or a regex")
+        if self.decoder == "json" and not self.source:
+            raise ValueError("decoder json needs a source, the URI that its events come from")
+        return self
+
+
 class FileSource(_Section):
     path: Path
     """Root of the tree to watch, as this machine sees it."""
@@ -144,6 +244,9 @@ class Settings(BaseSettings):
     )
 
     server: Server = Server()
+    backbone: Backbone = Backbone()
+    topics: list[Topic] = []
+    """Topics of others, with `backbone.kind = "kafka"`."""
     functions: Functions = Functions()
     pools: dict[str, Pool] = {"local": Pool()}
     """Batch systems by name; an action's annotation `pool` chooses one, else the first."""
@@ -217,7 +320,7 @@ def _explain(error: Any) -> str:
 def _keys_beside(loc: tuple[Any, ...]) -> list[str]:
     """The keys that are known where `loc` points to an unknown one."""
     sections: dict[str, type[BaseModel]] = {
-        "server": Server, "functions": Functions, "pools": Pool, "paths": PathMap, "files": FileSource,
+        "server": Server, "backbone": Backbone, "topics": Topic, "functions": Functions, "pools": Pool, "paths": PathMap, "files": FileSource,
         "limits": Limits, "retention": Retention,
     }  # fmt: skip
     model = sections.get(str(loc[0])) if len(loc) > 1 else None

@@ -20,6 +20,8 @@ An error says what is wrong, where, and what to do. Secrets and whole payloads n
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class EventmillError(Exception):
     """Base of all of Eventmill's errors."""
@@ -96,4 +98,8 @@ class IllegalTransition(EventmillError):
 
 
 class LostPartition(EventmillError):
-    """Another server owns this partition now (its epoch has moved on); the transaction was rolled back."""
+    """Another server owns this `partition` now (its epoch has moved on); the transaction was rolled back."""
+
+    def __init__(self, partition: Any) -> None:
+        super().__init__(f"{partition.topic}/{partition.number} has another owner now")
+        self.partition = partition

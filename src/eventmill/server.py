@@ -28,6 +28,7 @@ from eventmill import logs
 from eventmill.api import Services, create_app
 from eventmill.backbone import Backbone
 from eventmill.backbone.embedded import EmbeddedBackbone
+from eventmill.backbone.room import Room
 from eventmill.config import Settings
 from eventmill.engine import Engine, pool_queue
 from eventmill.engine.audit import audit
@@ -82,12 +83,9 @@ async def _serve(
     stop: asyncio.Event,
     ready: Callable[[Running], Awaitable[None]] | None,
 ) -> None:
-    limits = settings.limits
     key = await _first_key(store, data_dir)
     paths = PathTable(settings.paths)
-    backbone = EmbeddedBackbone(
-        store, data_dir, batch_max=limits.batch_events, batch_bytes=limits.batch_bytes, disk_free_mb=limits.disk_free_mb
-    )
+    backbone = _backbone(settings, store, data_dir, paths)
     executors = _executors(settings, store, data_dir, paths)
     engine = Engine(store, backbone, executors, settings)
     schedules = ScheduleSource(_emitter(backbone), _State(store))
@@ -131,6 +129,18 @@ async def _serve(
             await executor.stop()
         await engine.stop()
         await backbone.stop()
+
+
+def _backbone(settings: Settings, store: SqliteStore, data_dir: Path, paths: PathTable) -> Backbone:
+    """The log. Kafka's client is imported only where it is needed: it is an extra."""
+    limits = settings.limits
+    room = Room(data_dir, limits.disk_free_mb)
+    log = EmbeddedBackbone(store, room, batch_max=limits.batch_events, batch_bytes=limits.batch_bytes)
+    if settings.backbone.kind == "embedded":
+        return log
+    from eventmill.backbone.kafka import KafkaBackbone
+
+    return KafkaBackbone(store, log, room, settings, paths)
 
 
 def _executors(settings: Settings, store: Store, data_dir: Path, paths: PathTable) -> dict[str, Executor]:

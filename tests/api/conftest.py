@@ -20,6 +20,7 @@ from starlette.applications import Starlette
 
 from eventmill.api import Authenticator, Services, create_app
 from eventmill.backbone.embedded import EmbeddedBackbone
+from eventmill.backbone.room import Room
 from eventmill.config import Settings, load
 from eventmill.engine import Engine
 from eventmill.executors import Executor
@@ -130,7 +131,7 @@ async def _server(directory: Path, executors: Executors | None, overrides: Any) 
         store = SqliteStore.open(directory / "store.db")
         stack.callback(store.close)
         backbone = EmbeddedBackbone(
-            store, directory, batch_max=settings.limits.batch_events, batch_bytes=16 << 20, disk_free_mb=0
+            store, Room(directory, 0), batch_max=settings.limits.batch_events, batch_bytes=16 << 20
         )
         await backbone.start()
         stack.push_async_callback(backbone.stop)

@@ -119,7 +119,7 @@ def test_what_was_accepted_is_there_after_a_restart(tmp_path: Path) -> None:
 
 def test_no_room_is_an_answer(tmp_path: Path) -> None:
     with running(tmp_path) as server, server.caller() as caller:
-        server.services.backbone._disk_free = 1 << 62  # type: ignore[attr-defined]
+        server.services.backbone._room._disk_free = 1 << 62  # type: ignore[attr-defined]
         answer = post(caller, event())
         assert answer.status_code == 503
         assert answer.headers["retry-after"] == "1"

@@ -18,6 +18,7 @@ import pytest
 from eventmill import Event
 from eventmill.backbone import Backbone, Batch
 from eventmill.backbone.embedded import EmbeddedBackbone
+from eventmill.backbone.room import Room
 from eventmill.errors import LostPartition, Unavailable
 from eventmill.store import SqliteStore, Store
 
@@ -27,7 +28,7 @@ Opened = tuple[Store, Backbone]
 @asynccontextmanager
 async def embedded(directory: Path, batch_max: int = 100) -> AsyncIterator[Opened]:
     store = SqliteStore.open(directory / "store.db")
-    backbone = EmbeddedBackbone(store, directory, batch_max=batch_max, batch_bytes=1 << 20, disk_free_mb=0)
+    backbone = EmbeddedBackbone(store, Room(directory, 0), batch_max=batch_max, batch_bytes=1 << 20)
     await backbone.start()
     yield store, backbone
     await backbone.stop()
@@ -106,9 +107,9 @@ def test_the_next_reader_begins_at_the_stores_position(subject: Subject, tmp_pat
 def test_a_new_owner_shuts_the_old_one_out(subject: Subject, tmp_path: Path) -> None:
     async def body() -> None:
         async with subject(tmp_path) as (store, backbone):
-            (old,) = backbone.partitions()
+            old = backbone.home
         async with subject(tmp_path) as (store, backbone):
-            (new,) = backbone.partitions()
+            new = backbone.home
             assert (new.id, new.epoch) == (old.id, old.epoch + 1)
             with pytest.raises(LostPartition):
                 await store.transact(lambda tx: tx.advance(old, 1))
@@ -147,7 +148,7 @@ def test_a_full_disk_is_refused_and_reading_pauses(tmp_path: Path) -> None:
         async with embedded(tmp_path) as (store, backbone):
             await backbone.append([event(1)])
             assert isinstance(store, SqliteStore)
-            full = EmbeddedBackbone(store, tmp_path, batch_max=10, batch_bytes=1 << 20, disk_free_mb=1 << 30)
+            full = EmbeddedBackbone(store, Room(tmp_path, 1 << 30), batch_max=10, batch_bytes=1 << 20)
             await full.start()
             with pytest.raises(Unavailable, match="make room"):
                 await full.append([event(2)])

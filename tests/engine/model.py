@@ -26,6 +26,7 @@ import pytest
 
 from eventmill import Event
 from eventmill.backbone.embedded import EmbeddedBackbone
+from eventmill.backbone.room import Room
 from eventmill.engine import Engine, steps
 from eventmill.engine import engine as engine_module
 from eventmill.engine.rulebook import RuleBook
@@ -264,7 +265,7 @@ class Model(logging.Handler):
     async def start(self) -> None:
         store = SqliteStore.open(self.directory / "store.db")
         most = self.rng.choice([3, 1000])
-        backbone = EmbeddedBackbone(store, self.directory, batch_max=most, batch_bytes=16 << 20, disk_free_mb=0)
+        backbone = EmbeddedBackbone(store, Room(self.directory, 0), batch_max=most, batch_bytes=16 << 20)
         self.functions, self.jobs = Functions(self.rng, self.died), Jobs(self.rng, self.known)
         engine = Engine(
             store, backbone, {"functions": self.functions, "pool:local": self.jobs}, settings(**self.limits)

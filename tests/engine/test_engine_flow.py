@@ -476,7 +476,7 @@ def test_another_owner_of_the_partition_ends_this_one(tmp_path: Path) -> None:
         async with world(tmp_path, {"f": lambda e: {}}) as w:
             await w.action("f")
             await w.rule("r", PATTERN, "f")
-            await w.store.transact(lambda tx: tx.claim_partition("events", 0, 0))
+            await w.store.transact(lambda tx: tx.claim_partition("events", 0, start=0))
             await w.emit(event())
             await asyncio.wait_for(w.engine.failed(), 5)
             assert "another owner" in str(w.engine.problem)

@@ -14,6 +14,7 @@ import orjson
 
 from eventmill import Event
 from eventmill.backbone.embedded import EmbeddedBackbone
+from eventmill.backbone.room import Room
 from eventmill.config import Settings, load
 from eventmill.engine import Engine
 from eventmill.entities import Activation, Status
@@ -218,7 +219,7 @@ async def stopped(
     """The same, with the engine not yet started."""
     directory.mkdir(exist_ok=True)
     store = SqliteStore.open(directory / "store.db")
-    backbone = EmbeddedBackbone(store, directory, batch_max=1000, batch_bytes=16 << 20, disk_free_mb=0)
+    backbone = EmbeddedBackbone(store, Room(directory, 0), batch_max=1000, batch_bytes=16 << 20)
     await backbone.start()
     pool, queue = InProcess(functions or {}), InProcess(jobs or {}, two_phase=True)
     engine = Engine(store, backbone, {"functions": pool, "pool:local": queue}, settings(**limits))

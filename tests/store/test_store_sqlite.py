@@ -91,16 +91,16 @@ def test_an_illegal_transition_is_refused(tmp_path: Path) -> None:
 
 def test_a_partition_has_one_owner_by_epoch(tmp_path: Path) -> None:
     async def body(store: SqliteStore) -> None:
-        first, position = await store.transact(lambda tx: tx.claim_partition("t", 0, 5))
+        first, position = await store.transact(lambda tx: tx.claim_partition("t", 0, start=5))
         assert (first.epoch, position) == (1, 5)
         await store.transact(lambda tx: tx.advance(first, 9))
-        second, position = await store.transact(lambda tx: tx.claim_partition("t", 0, 5))
+        second, position = await store.transact(lambda tx: tx.claim_partition("t", 0, start=5))
         assert (second.epoch, position) == (2, 9)
         with pytest.raises(LostPartition):
             await store.transact(lambda tx: tx.advance(first, 10))
         with pytest.raises(LostPartition):
-            await store.transact(lambda tx: tx.hold(first))
-        await store.transact(lambda tx: tx.hold(second))
+            await store.transact(lambda tx: tx.hold([first]))
+        await store.transact(lambda tx: tx.hold([second]))
 
     with_store(tmp_path, body)
 

@@ -46,6 +46,7 @@ class _EngineCollector(Collector):
         for name, text in (
             ("under_way", "Activations that executors have"),
             ("alive", "Activations that have not finished"),
+            ("partitions", "Partitions of the log that are this server's"),
             ("rules", "Active rules with a pattern"),
             ("keyless_rules", "Rules that every event is tried against"),
         ):

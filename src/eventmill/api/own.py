@@ -164,7 +164,6 @@ class Own:
         status = self._engine.status()
         components = {
             "store": await self._check_store(),
-            "backbone": {"ok": True, "detail": f"{len(self._services.backbone.partitions())} partitions are ours"},
             "engine": {"ok": status["ready"], "detail": "; ".join(status["reasons"]) or f"{status['rules']} rules"},
         }
         for name, (ok, detail) in self._engine.conditions().items():

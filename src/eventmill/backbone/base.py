@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
+from eventmill.events import Decoder
 from eventmill.sdk.event import Event
 
 
@@ -27,14 +28,33 @@ class Batch:
     values: Sequence[bytes]
     offsets: Sequence[int]
     position: int
+    decoder: Decoder
+    refused: Mapping[int, str] = field(default_factory=dict)
+    """Offsets of records that can't even be given to a decoder, with the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """These partitions are ours from now on: their rows in the store have our epochs. Their batches may follow.
+
+    They stay ours until somebody else takes them there, which a transaction finds out (LostPartition): what the log's
+    own group of readers believes decides only who reads.
+    """
+
+    partitions: Sequence[Partition]
 
 
 class Backbone(ABC):
     """The log. All methods are called on the event loop."""
 
+    @property
+    @abstractmethod
+    def home(self) -> Partition:
+        """The partition that is this server's own from `start` on: what is called by HTTP belongs to it."""
+
     @abstractmethod
     async def start(self) -> None:
-        """Get ready to append."""
+        """Take `home`; get ready to append."""
 
     @abstractmethod
     async def stop(self) -> None:
@@ -49,10 +69,14 @@ class Backbone(ABC):
         """Raise Unavailable while nothing new can be taken in (a disk that is nearly full)."""
 
     @abstractmethod
-    def read(self) -> AsyncIterator[Batch]:
-        """Push batches as records arrive, from the store's positions on, forever. One reader. The next batch is asked
-        for when the reader has dealt with the one before, so that a slow reader holds the log back, not the memory."""
+    def read(self) -> AsyncIterator[Batch | Assigned]:
+        """Push batches as records arrive, from the store's positions on, forever. One reader. The next is asked for
+        when the reader has dealt with the one before, so that a slow reader holds the log back, not the memory."""
 
     @abstractmethod
-    def partitions(self) -> Sequence[Partition]:
-        """The partitions that this server owns now."""
+    def decoder(self, topic: str) -> Decoder | None:
+        """What makes events of a topic's records; None if it is not read (any more)."""
+
+    def condition(self) -> tuple[bool, str]:
+        """Whether records come in, and a line about it for people."""
+        return True, "ready"

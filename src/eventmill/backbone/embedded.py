@@ -1,50 +1,46 @@
 """The embedded backbone: a table of the store's own file, so that an event and its effects commit together.
 
 One topic, one partition. Appends of many callers share one sync of the disk. The reader is woken by the commit that
-put records there; nothing polls.
+put records there; nothing polls. With Kafka the same table is the outbox, and who reads it is the relay.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
 import time
-from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import orjson
 
-from eventmill.backbone.base import Backbone, Batch, Partition
-from eventmill.errors import Unavailable
+from eventmill.backbone.base import Assigned, Backbone, Batch, Partition
+from eventmill.backbone.room import Room
+from eventmill.events import CloudEventsJson, Decoder
 from eventmill.sdk.event import Event
 from eventmill.store import SqliteStore, Tx
 
 TOPIC = "events"
-_NO_ROOM_S = 5.0
-"""A full disk is looked at again after this: nothing tells when there is room."""
-
-_log = logging.getLogger(__name__)
 
 
 class EmbeddedBackbone(Backbone):
-    """`batch_max`, `batch_bytes`: records in one batch. `disk_free_mb`: with less room left, nothing is taken in."""
+    """`batch_max`, `batch_bytes`: records in one batch. Without `room` nothing is taken in, and reading pauses."""
 
-    def __init__(
-        self, store: SqliteStore, directory: Path, *, batch_max: int, batch_bytes: int, disk_free_mb: int
-    ) -> None:
+    def __init__(self, store: SqliteStore, room: Room, *, batch_max: int, batch_bytes: int) -> None:
         self._store = store
-        self._directory = directory
+        self._room = room
         self._batch_max = batch_max
         self._batch_bytes = batch_bytes
-        self._disk_free = disk_free_mb << 20
         self._arrived = asyncio.Event()
-        self._partition: Partition | None = None
+        self._decoder = CloudEventsJson()
+        self._home: Partition | None = None
         self._position = 0
 
+    @property
+    def home(self) -> Partition:
+        assert self._home is not None, "start() first"
+        return self._home
+
     async def start(self) -> None:
-        """Take the partition: whoever had it before can write nothing more."""
-        self._partition, self._position = await self._store.transact(
+        self._home, self._position = await self._store.transact(
             lambda tx: tx.claim_partition(TOPIC, 0, start=0), durable=True
         )
         self._store.on_emit = self._arrived.set
@@ -60,37 +56,35 @@ class EmbeddedBackbone(Backbone):
         await self._store.transact(lambda tx: tx.emit(values, now_ms), durable=True)
 
     def check_room(self) -> None:
-        """Raise Unavailable while the disk is nearly full: the rest is kept for finishing what was taken in."""
-        disk = os.statvfs(self._directory)
-        if disk.f_bavail * disk.f_frsize < self._disk_free:
-            raise Unavailable(
-                f"less than {self._disk_free >> 20} MB free in {self._directory}: make room, then send it again"
-            )
+        self._room.check()
 
-    async def read(self) -> AsyncIterator[Batch]:
-        assert self._partition is not None, "start() first"
+    async def read(self) -> AsyncIterator[Batch | Assigned]:
+        if left := await self._store.transact(lambda tx: claim_left(tx, lambda topic: topic == TOPIC), durable=True):
+            yield Assigned(left)
+        async for batch in self.batches():
+            yield batch
+
+    async def batches(self) -> AsyncIterator[Batch]:
+        """The records of the one partition, as they arrive."""
         while True:
             await self._arrived.wait()
             self._arrived.clear()
             while True:
-                await self._until_room()
+                await self._room.wait()
                 offsets, values = await self._store.transact(self._next)
                 if not offsets:
                     break
                 self._position = offsets[-1]
-                yield Batch(self._partition, values, offsets, self._position)
-
-    async def _until_room(self) -> None:
-        """Reading is paused while the disk is nearly full: what is left is for ends of what has begun."""
-        while True:
-            try:
-                return self.check_room()
-            except Unavailable as e:
-                _log.error("reading is paused: %s", e)
-                await asyncio.sleep(_NO_ROOM_S)
+                yield Batch(self.home, values, offsets, self._position, self._decoder)
 
     def _next(self, tx: Tx) -> tuple[list[int], list[bytes]]:
         return tx.records(self._position, self._batch_max, self._batch_bytes)
 
-    def partitions(self) -> Sequence[Partition]:
-        return () if self._partition is None else (self._partition,)
+    def decoder(self, topic: str) -> Decoder | None:
+        return self._decoder if topic == TOPIC else None
+
+
+def claim_left(tx: Tx, is_read: Callable[[str], bool]) -> list[Partition]:
+    """Take the partitions of topics that are read no more: what they have caused has to be finished all the same."""
+    left = [(topic, number) for topic, numbers in tx.topics().items() if not is_read(topic) for number in numbers]
+    return [tx.claim_partition(topic, number, start=0)[0] for topic, number in left]

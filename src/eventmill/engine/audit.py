@@ -66,8 +66,7 @@ async def forget(store: Store, backbone: Backbone, retention: Retention, counts:
 
 
 def _old_records(tx: Tx, backbone: Backbone, before_ms: int, bytes_max: int) -> int | None:
-    position = min((tx.position(partition) for partition in backbone.partitions()), default=0)
-    return tx.old_records(before_ms, bytes_max, position, _ROWS_MAX)
+    return tx.old_records(before_ms, bytes_max, tx.position(backbone.home), _ROWS_MAX)
 
 
 def _forget_activations(tx: Tx, seqs: Sequence[int]) -> int:

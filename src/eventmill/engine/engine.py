@@ -18,7 +18,7 @@ from typing import Any
 
 import orjson
 
-from eventmill.backbone import Backbone, Partition
+from eventmill.backbone import Assigned, Backbone, Partition
 from eventmill.config import Settings
 from eventmill.engine import requests, steps
 from eventmill.engine.flight import Flight
@@ -29,8 +29,7 @@ from eventmill.engine.rulebook import RuleBook
 from eventmill.engine.turn import Turn
 from eventmill.entities import Action, Activation, Category
 from eventmill.errors import EventmillError, InvalidEntity, LostPartition, Unavailable
-from eventmill.events import CloudEventsJson, Decoder
-from eventmill.executors import Attempt, Executor, Found
+from eventmill.executors import Attempt, Executor, Finished, Found
 from eventmill.rules import Index, explain, parse
 from eventmill.store import COLLECTIONS, DeadLetter, Store, Tx
 
@@ -55,7 +54,6 @@ class Engine:
         backbone: Backbone,
         executors: Mapping[str, Executor],
         settings: Settings,
-        decoder: Decoder | None = None,
     ) -> None:
         self.book = RuleBook()
         self.counts: Counter[str] = Counter()
@@ -64,9 +62,12 @@ class Engine:
         self._backbone = backbone
         self._executors = dict(executors)
         self._settings = settings
-        self._decoder = decoder or CloudEventsJson()
         self._inbox = Inbox()
         self._flight = Flight(self._window)
+        self._partitions: dict[int, Partition] = {}
+        """What is ours, by its id."""
+        self._early: dict[str, tuple[str, Finished]] = {}
+        """Ends of activations whose partition is not ours: if it becomes ours (again), they count."""
         self._waiters: dict[str, asyncio.Future[Activation]] = {}
         self._followers: list[asyncio.Queue[tuple[list[Activation], list[DeadLetter]]]] = []
         self._landed = asyncio.Event()
@@ -84,9 +85,8 @@ class Engine:
 
     async def start(self) -> None:
         """Take the partitions, find what was under way, and begin. Executors and backbone have been started."""
-        await self._store.transact(lambda tx: self.book.catch_up(tx))
-        for partition in self._backbone.partitions():
-            await self._recover(partition)
+        await self._store.transact(self._begin)
+        await self._take([self._backbone.home])
         self._reader = self._background(self._read())
         for name, executor in self._executors.items():
             self._background(self._listen(name, executor))
@@ -131,6 +131,10 @@ class Engine:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _begin(self, tx: Tx) -> None:
+        self.book.catch_up(tx)
+        self._flight.alive.update(tx.activations.alive_by_namespace())
 
     # what is asked of it
 
@@ -233,8 +237,9 @@ class Engine:
         return lint(await self._store.read(lambda tx: _documents(tx, namespace)), namespace)
 
     def conditions(self) -> dict[str, tuple[bool, str]]:
-        """How each executor is doing: whether it can run what it is given, and a line for people."""
-        return {name: executor.condition() for name, executor in self._executors.items()}
+        """How the log and each executor are doing: whether they can do their work, and a line for people."""
+        executors = {name: executor.condition() for name, executor in self._executors.items()}
+        return {"backbone": self._backbone.condition(), **executors}
 
     def status(self) -> dict[str, Any]:
         """How it is doing: `ready`, `reasons` why not, and counts."""
@@ -249,6 +254,7 @@ class Engine:
             "reasons": reasons,
             "under_way": len(self._flight),
             "alive": sum(self._flight.alive.values()),
+            "partitions": len(self._partitions),
             "rules": len(self.book),
             "keyless_rules": len(self.book.keyless()),
             "totals": dict(self.counts),
@@ -261,7 +267,7 @@ class Engine:
         matter is found and put aside, and nothing else suffers."""
         try:
             turn = await self._commit(partial(self._turn, work=work), work)
-        except (LostPartition, Unavailable):
+        except (LostPartition, Unavailable):  # what a turn can do nothing about
             raise
         except Exception as e:
             if not len(work):
@@ -313,6 +319,8 @@ class Engine:
                 turn = await self._store.transact(work_on)
                 self._trouble = ""
                 return turn
+            except LostPartition as lost:
+                self._give_up(lost.partition, work)
             except Refused as refused:  # without it, the turn is done again: nothing of it remains
                 refused.request.refuse(refused.error)
                 work.requests.remove(refused.request)
@@ -327,14 +335,26 @@ class Engine:
                     raise
                 await asyncio.sleep(_NO_ROOM_S)
 
+    def _give_up(self, partition: Partition, work: Work) -> None:
+        """Somebody else has this partition, or we have it in a later term: what was read in this term is read again,
+        by him or by us. What runs for it goes on, and its end is of no interest. Without its home a server ends."""
+        if partition == self._backbone.home:
+            raise LostPartition(partition)
+        work.batches[:] = [batch for batch in work.batches if batch.partition != partition]
+        if self._partitions.get(partition.id) == partition:
+            del self._partitions[partition.id]
+            self.counts["partitions_lost"] += 1
+            _log.warning(
+                "%s/%d has another owner now: nothing more is written for it", partition.topic, partition.number
+            )
+
     def _new_turn(self, tx: Tx) -> Turn:
-        for partition in self._backbone.partitions():
-            tx.hold(partition)
+        tx.hold(self._partitions.values())
         self.book.catch_up(tx)
         return Turn(
-            tx=tx, book=self.book, flight=self._flight, limits=self._settings.limits, decoder=self._decoder,
-            now_ms=time.time_ns() // 1_000_000, partitions=self._backbone.partitions(), queue_of=self._queue_of,
-            is_served=self._is_served,
+            tx=tx, book=self.book, flight=self._flight, limits=self._settings.limits,
+            now_ms=time.time_ns() // 1_000_000, home=self._backbone.home, owned=self._partitions.keys(),
+            decoder_of=self._backbone.decoder, queue_of=self._queue_of, is_served=self._is_served,
         )  # fmt: skip
 
     def _turn(self, tx: Tx, work: Work, alone: bool = False) -> Turn:
@@ -359,6 +379,7 @@ class Engine:
     def _hand_over(self, turn: Turn) -> None:
         """After the commit: what the outside has to do."""
         self._flight.apply(turn.changes, turn.now_ms)
+        self._early.update({report.activation: (name, report) for name, report in turn.early})
         attempts: dict[str, list[Attempt]] = {}
         for activation, action in turn.handed.values():
             attempts.setdefault(self._runs(activation), []).append(_attempt(activation, action))
@@ -453,8 +474,11 @@ class Engine:
     # background
 
     async def _read(self) -> None:
-        async for batch in self._backbone.read():
-            await self._inbox.batch(batch)
+        async for read in self._backbone.read():
+            if isinstance(read, Assigned):
+                await self._take(read.partitions)
+            else:
+                await self._inbox.batch(read)
 
     async def _listen(self, name: str, executor: Executor) -> None:
         async for reports in executor.reports():
@@ -481,23 +505,44 @@ class Engine:
 
     # recovery
 
-    async def _recover(self, partition: Partition) -> None:
-        """Find what was under way when the partition's last owner ended. It re-enters by the front door: as pending
-        work that waits for its turn. Jobs that still run keep running."""
-        rows = await self._store.transact(lambda tx: tx.activations.under_way(partition.id))
+    async def _take(self, partitions: Sequence[Partition]) -> None:
+        """These are ours now. If nobody had one since we had it, all that belongs to it is still here."""
+        new = []
+        for partition in partitions:
+            held = self._partitions.get(partition.id)
+            if held is not None and held.epoch == partition.epoch - 1:
+                self._partitions[partition.id] = partition
+            else:
+                new.append(partition)
+        while new:
+            try:
+                return await self._recover(new)
+            except LostPartition as lost:
+                new.remove(lost.partition)
+
+    async def _recover(self, partitions: Sequence[Partition]) -> None:
+        """Find what was under way when the partitions' last owner ended. It re-enters by the front door: as pending
+        work that waits for its turn. Jobs that still run keep running, and so does what we run ourselves."""
+        rows = await self._store.transact(partial(_under_way, partitions=partitions))
         found: dict[str, Found] = {}
         for name, executor in self._executors.items():
             found.update(await executor.find([row.id for row in rows if self._runs(row) == name]))
-        kept = [row for row in rows if _goes_on(found.get(row.id), row.handle)]
-        going_on = {row.id for row in kept}
-        lost = {row.id: row.handle for row in rows if row.handle is not None and row.id not in found}
+        ours = {row.id for row in rows if row.id in self._flight or row.id in self._early}
+        kept = [row for row in rows if row.id not in ours and _goes_on(found.get(row.id), row.handle)]
+        going_on = ours.union(row.id for row in kept)
+        lost = {row.id: row.handle for row in rows if row.handle and row.id not in found and row.id not in ours}
         back = [row.id for row in rows if row.id not in going_on and row.id not in lost]
-        more = await self._store.transact(lambda tx: self._restore(tx, back, found))
+        more = await self._store.transact(partial(self._restore, partitions=partitions, back=back, found=found))
+        self._partitions.update({partition.id: partition for partition in partitions})
         for row in kept:
             self._keep(row, found[row.id])
         if lost:
             more.append(partial(Turn.lose, lost=lost))
         self._ask_oneself(more)
+        early, self._early = self._early, {}
+        for name, report in early.values():
+            self._inbox.reports(name, [report])
+        self._inbox.wake()
 
     def _runs(self, row: Activation) -> str:
         """The executor that has it: its queue's."""
@@ -512,17 +557,23 @@ class Engine:
         elif row.handle is not None and found.running:
             executor.release([row.handle])
 
-    def _restore(self, tx: Tx, back: Sequence[str], found: Mapping[str, Found]) -> list[Callable[[Turn], Any]]:
-        """Put back what was handed over, and count again; returns what is left for the first turns."""
+    def _restore(
+        self, tx: Tx, partitions: Sequence[Partition], back: Sequence[str], found: Mapping[str, Found]
+    ) -> list[Callable[[Turn], Any]]:
+        """Put back what was handed over; returns what is left for further turns."""
+        tx.hold(partitions)
         died = {id for id in back if id in found and found[id].interrupted}
         tx.activations.take_back(list(died), interrupted=True)
         tx.activations.take_back([id for id in back if id not in died], interrupted=False)
         self._flight.wait(*tx.activations.queues())
-        self._flight.alive.clear()
-        self._flight.alive.update(tx.activations.alive_by_namespace())
-        self._deadline = tx.activations.next_deadline()
+        self._deadline = min(filter(None, (self._deadline, tx.activations.next_deadline())), default=None)
         spread = [partial(steps.spread_on, id=id) for id in tx.activations.unspread_maps()]
         return [*spread, *(partial(steps.end_on, id=id) for id in tx.activations.ended_with_steps())]
+
+
+def _under_way(tx: Tx, partitions: Sequence[Partition]) -> list[Activation]:
+    tx.hold(partitions)
+    return tx.activations.under_way()
 
 
 def _log_refusal(done: asyncio.Future[Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from eventmill.backbone import Batch
@@ -75,7 +75,7 @@ class Work:
             yield Work(requests=[request])
         for batch in self.batches:
             for offset, value in zip(batch.offsets, batch.values, strict=True):
-                yield Work(batches=[Batch(batch.partition, [value], [offset], offset)])
+                yield Work(batches=[replace(batch, values=[value], offsets=[offset], position=offset)])
 
 
 class Inbox:

@@ -16,6 +16,8 @@ from eventmill.engine import decide, steps
 from eventmill.engine.rulebook import to_rule
 from eventmill.entities import Activation, Category, Rule, State, Status, ids
 from eventmill.errors import Conflict, NotFound, Unavailable
+from eventmill.events import DecodeError
+from eventmill.store import DeadLetter
 
 if TYPE_CHECKING:
     from eventmill.engine.turn import Turn
@@ -32,7 +34,7 @@ def invoke(turn: Turn, qualified: str, payload: bytes, id: str) -> Activation:
     activation = turn.new(
         action,
         id,
-        partition=turn.partitions[0].id,
+        partition=turn.home.id,
         attempts_left=turn.retries(action, turn.limits.attempts_call),
     )
     turn.begin(action, payload, activation)
@@ -64,7 +66,7 @@ def fire(turn: Turn, qualified: str, payload: bytes) -> str | None:
     turn.record(
         Activation(
             id=id, namespace=namespace, action=qualified, revision=0, category=Category.TRIGGER, state=State.SUCCEEDED,
-            partition=turn.partitions[0].id, params=b"{}", created=turn.now_ms, started=turn.now_ms,
+            partition=turn.home.id, params=b"{}", created=turn.now_ms, started=turn.now_ms,
             status=Status.SUCCESS, result=payload, logs=tuple(orjson.dumps(line).decode() for line in lines),
         )
     )  # fmt: skip
@@ -80,7 +82,7 @@ def _fire_rule(turn: Turn, rule: Rule, payload: bytes, fired: str, source: str) 
     activation = turn.new(
         action,
         ids.activation_id(source, fired, rule.uid),
-        partition=turn.partitions[0].id,
+        partition=turn.home.id,
         attempts_left=turn.retries(action, turn.limits.attempts_event),
         rule=line["rule"],
         cause_source=source,
@@ -190,6 +192,23 @@ def replay_letter(turn: Turn, seq: int) -> str:
         return replay(turn, letter.activation).id  # which drops its letters
     if letter.record is None:
         raise Conflict(f"dead letter {seq} holds no record")
+    record = letter.record if letter.topic is None else _decoded(turn, letter)
     turn.tx.dead_letters.drop(seq)
-    turn.append(letter.record)
+    turn.append(record)
     return "record appended again"
+
+
+def _decoded(turn: Turn, letter: DeadLetter) -> bytes:
+    """A foreign record goes into our own log as the event that it makes. Raises Conflict if it still makes none."""
+    assert letter.topic is not None
+    assert letter.record is not None
+    decoder = turn.decoder_of(letter.topic)
+    if decoder is None:
+        raise Conflict(f"dead letter {letter.seq} is from topic {letter.topic}, which is in no [[topics]] any more")
+    try:
+        fields = decoder.fields(letter.record)
+        if fields is not None:
+            return orjson.dumps(decoder.event(fields))
+    except DecodeError as e:
+        raise Conflict(f"dead letter {letter.seq} still makes no event: {e}") from None
+    raise Conflict(f"dead letter {letter.seq} makes no event: drop it")

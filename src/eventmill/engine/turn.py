@@ -11,7 +11,7 @@ Every activation that it touches is one object, in `_known`; what is new or chan
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ from eventmill.engine.completion import DEPTH, completion_event
 from eventmill.engine.flight import Changes, Flight
 from eventmill.engine.rulebook import RuleBook
 from eventmill.entities import Action, Activation, Category, MapState, Rule, State, Status, ids
-from eventmill.errors import NotFound
+from eventmill.errors import NotFound, Unavailable
 from eventmill.events import DecodeError, Decoder
 from eventmill.executors import Accepted, Finished, Report, Started
 from eventmill.sdk.event import Event
@@ -38,7 +38,6 @@ class _Match:
     id: str
     rule: Rule
     event: Event
-    record: bytes
     partition: Partition
 
 
@@ -50,9 +49,13 @@ class Turn:
     book: RuleBook
     flight: Flight
     limits: Limits
-    decoder: Decoder
     now_ms: int
-    partitions: Sequence[Partition]
+    home: Partition
+    """Where what is called by hand or by HTTP belongs."""
+    owned: Set[int]
+    """The partitions (their ids) whose activations this turn may write."""
+    decoder_of: Callable[[str], Decoder | None]
+    """The decoder of a topic."""
     queue_of: Callable[[Action], str | None]
     is_served: Callable[[str], bool]
     """Whether there is an executor for what waits in this queue."""
@@ -74,6 +77,8 @@ class Turn:
     deadline: int | None = None
     """The earliest time limit of a chain that this turn knows of (epoch ms); of all, if it has `expired` some."""
     expired: bool = False
+    early: list[tuple[str, Finished]] = field(default_factory=list)
+    """(executor, end) of activations whose partition is not ours, at least not yet."""
     version: int = 0
     """Grows with everything that this turn changes."""
 
@@ -92,7 +97,10 @@ class Turn:
         matches: dict[str, _Match] = {}
         for offset, value in zip(batch.offsets, batch.values, strict=True):
             try:
-                self._match(value, batch.partition, matches)
+                if offset in batch.refused:
+                    self.refuse_record(batch.refused[offset], batch, offset, value)
+                else:
+                    self._match(value, batch, matches)
             except DecodeError as e:
                 self.refuse_record(str(e), batch, offset, value)
         known = self.tx.activations.known(matches)
@@ -102,17 +110,17 @@ class Turn:
         self.settle()
         self.tx.advance(batch.partition, batch.position)
 
-    def _match(self, value: bytes, partition: Partition, matches: dict[str, _Match]) -> None:
-        fields = self.decoder.fields(value)
+    def _match(self, value: bytes, batch: Batch, matches: dict[str, _Match]) -> None:
+        fields = batch.decoder.fields(value)
         if fields is None:
             return
         rules = self.book.match(fields)
         if not rules:
             return
-        event = self.decoder.event(fields)
+        event = batch.decoder.event(fields)
         for rule in rules:
             id = ids.activation_id(event.source, event.id, rule.uid)
-            matches[id] = _Match(id, rule, event, value, partition)
+            matches[id] = _Match(id, rule, event, batch.partition)
         self.matched += len(rules)
 
     def refuse_record(self, reason: str, batch: Batch, offset: int, value: bytes) -> None:
@@ -163,7 +171,8 @@ class Turn:
         rule = match.rule
         self.letters.append(
             DeadLetter(
-                kind=kind, reason=reason, time=self.now_ms, namespace=rule.namespace, record=match.record,
+                kind=kind, reason=reason, time=self.now_ms, namespace=rule.namespace,
+                record=orjson.dumps(match.event),
                 rule=f"{rule.namespace}/{rule.name}", detail={"source": match.event.source, "id": match.event.id},
             )
         )  # fmt: skip
@@ -280,15 +289,21 @@ class Turn:
         self.fetch(a.activation for a in accepted)
         for a in accepted:
             row = self._known.get(a.activation)
+            if row is not None and row.partition not in self.owned:
+                continue  # its owner will find it, if that is us, or else the audit
             if a.handle in good and row is not None and not row.cancelled:
                 self.accepted.append((executor, a.handle))
             else:
                 self.cancels.append((executor, a.activation, a.handle))
 
     def _take_finished(self, executor: str, report: Finished) -> None:
+        row = self._known.get(report.activation)
+        if row is not None and not row.state.final and row.partition not in self.owned:
+            self._land(report.activation)
+            self.early.append((executor, report))
+            return
         if report.handle is not None:
             self.ended.append((executor, report.handle))
-        row = self._known.get(report.activation)
         if row is None or row.attempt == report.attempt:
             self._land(report.activation)
         if row is None or row.state.final or row.attempt != report.attempt or not _same_handle(row, report):
@@ -489,10 +504,12 @@ class Turn:
         return self._known.get(id)
 
     def require(self, id: str) -> Activation:
-        """The same; raises NotFound."""
+        """The same, to be changed. Raises NotFound; Unavailable if it is another server's now, or nobody's yet."""
         row = self.get(id)
         if row is None:
             raise NotFound(f"there is no activation {id}")
+        if row.partition not in self.owned:
+            raise Unavailable(f"activation {id} belongs to a partition of the log that this server does not have now")
         return row
 
     def know(self, row: Activation) -> Activation:

@@ -131,8 +131,8 @@ class Executor(ABC):
 
     @abstractmethod
     async def find(self, activations: Sequence[str]) -> dict[str, Found]:
-        """What is known of these after a restart; called once, before the first `submit`. What is not in the answer
-        was never accepted here, or is forgotten."""
+        """What is known of these, when their partition has become ours: after a restart, or after its other owner's
+        end. What is not in the answer was never accepted here, or is forgotten."""
 
     def condition(self) -> tuple[bool, str]:
         """Whether it can run what it is given now, and a line about it for people."""

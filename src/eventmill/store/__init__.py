@@ -1,6 +1,6 @@
 """Entities, activations, ledger, dead letters and positions: all that must be written together, in one place."""
 
-from eventmill.store.base import Store, Tx
+from eventmill.store.base import Place, Store, Tx
 from eventmill.store.dead_letters import DeadLetter
 from eventmill.store.entities import COLLECTIONS, Change, Entities, Stored, to_action
 from eventmill.store.keys import Identity
@@ -12,6 +12,7 @@ __all__ = [
     "DeadLetter",
     "Entities",
     "Identity",
+    "Place",
     "SqliteStore",
     "Store",
     "Stored",

@@ -6,7 +6,7 @@ Everything here runs inside the caller's transaction, so that reading a row and 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -40,6 +40,13 @@ class Activations:
     def __init__(self, connection: Connection, driver: sqlite3.Connection) -> None:
         self._connection = connection
         self._driver = driver
+        self._ours = ""
+        self._partitions: Set[int] | None = None
+
+    def only(self, partitions: Set[int]) -> None:
+        """From now on, questions about what is to be done are about these partitions only: others have other owners."""
+        self._partitions = partitions
+        self._ours = f" AND {{}}partition IN ({','.join(map(str, partitions))})"
 
     def known(self, ids: Iterable[str]) -> set[str]:
         """Those of these ids that were ever started: the ledger remembers them longer than their rows."""
@@ -109,7 +116,7 @@ class Activations:
         """The next of a queue whose turn has come: first come, first served; retries from their due time on."""
         return list(
             self._rows(
-                "WHERE state=? AND queue=? AND due<=? AND state<5 ORDER BY due, seq LIMIT ?",
+                f"WHERE state=? AND queue=? AND due<=? AND state<5{self._of_ours()} ORDER BY due, seq LIMIT ?",
                 (int(State.PENDING), queue, now_ms, limit),
             )
         )
@@ -117,7 +124,7 @@ class Activations:
     def next_due(self, queue: str, now_ms: int) -> int | None:
         """When the next retry of this queue is due; None without one."""
         row = self._driver.execute(
-            "SELECT min(due) FROM activations WHERE state=? AND queue=? AND due>? AND state<5",
+            f"SELECT min(due) FROM activations WHERE state=? AND queue=? AND due>? AND state<5{self._of_ours()}",
             (int(State.PENDING), queue, now_ms),
         ).fetchone()
         return None if row[0] is None else int(row[0])
@@ -125,24 +132,25 @@ class Activations:
     def queues(self) -> list[str]:
         """All queues in which something waits."""
         rows = self._driver.execute(
-            "SELECT DISTINCT queue FROM activations WHERE state=? AND state<5", (int(State.PENDING),)
+            f"SELECT DISTINCT queue FROM activations WHERE state=? AND state<5{self._of_ours()}",
+            (int(State.PENDING),),
         )
         return [row[0] for row in rows]
 
-    def under_way(self, partition: int) -> list[Activation]:
-        """What executors had when the last owner of the partition ended (without parameters, result and logs)."""
+    def under_way(self) -> list[Activation]:
+        """What executors had when the partitions' last owner ended (without parameters, result and logs)."""
         columns = ", ".join("x''" if c in _LARGE else c for c in _COLUMNS)
         rows = self._driver.execute(
             f"SELECT {columns} FROM activations"
-            " WHERE state IN (2, 3, 4) AND state<5 AND partition=? AND category IN ('function', 'job') ORDER BY seq",
-            (partition,),
+            f" WHERE state IN (2, 3, 4) AND state<5 AND category IN ('function', 'job'){self._of_ours()} ORDER BY seq"
         )
         return [_row(row) for row in rows]
 
     def unspread_maps(self) -> list[str]:
         """Running maps of which some elements have no activation yet."""
         rows = self._driver.execute(
-            "SELECT a.id FROM maps m JOIN activations a ON a.id=m.activation WHERE m.spread<m.count AND a.state=?",
+            "SELECT a.id FROM maps m JOIN activations a ON a.id=m.activation"
+            f" WHERE m.spread<m.count AND a.state=?{self._of_ours('a.')}",
             (int(State.RUNNING),),
         )
         return [row[0].hex() for row in rows]
@@ -151,7 +159,7 @@ class Activations:
         """Chains and maps that have ended while some of their steps have not: somebody has cancelled them."""
         rows = self._driver.execute(
             "SELECT DISTINCT p.id FROM activations s JOIN activations p ON p.id=s.parent"
-            " WHERE s.state<5 AND s.cancelled=0 AND s.parent IS NOT NULL AND p.state>=5"
+            f" WHERE s.state<5 AND s.cancelled=0 AND s.parent IS NOT NULL AND p.state>=5{self._of_ours('s.')}"
         )
         return [row[0].hex() for row in rows]
 
@@ -171,13 +179,14 @@ class Activations:
         """Chains whose time is up."""
         return list(
             self._rows(
-                "WHERE deadline IS NOT NULL AND state<5 AND deadline<=? ORDER BY deadline LIMIT ?", (now_ms, limit)
+                f"WHERE deadline IS NOT NULL AND state<5 AND deadline<=?{self._of_ours()} ORDER BY deadline LIMIT ?",
+                (now_ms, limit),
             )
         )
 
     def next_deadline(self) -> int | None:
         row = self._driver.execute(
-            "SELECT min(deadline) FROM activations WHERE deadline IS NOT NULL AND state<5"
+            f"SELECT min(deadline) FROM activations WHERE deadline IS NOT NULL AND state<5{self._of_ours()}"
         ).fetchone()
         return None if row[0] is None else int(row[0])
 
@@ -302,7 +311,7 @@ class Activations:
     def set_handle(self, accepted: Sequence[tuple[str, int, str]]) -> list[str]:
         """Record handles (id, attempt, handle) of what was handed over; returns those that were recorded."""
         rows = self.get_many(i for i, _, _ in accepted)
-        good = [(i, h) for i, n, h in accepted if i in rows and rows[i].attempt == n and _may_take(rows[i], h)]
+        good = [(i, h) for i, n, h in accepted if i in rows and rows[i].attempt == n and self._may_take(rows[i], h)]
         self._many(
             "UPDATE activations SET state=?, handle=? WHERE id=?",
             [(int(State.ACCEPTED), h, bytes.fromhex(i)) for i, h in good if rows[i].state is not State.RUNNING],
@@ -324,7 +333,8 @@ class Activations:
     def start(self, started: Sequence[tuple[str, int, str, int, Mapping[str, Any]]]) -> None:
         """Jobs that run now: (id, attempt, handle, time, facts). It counts for the recorded handle only."""
         self._many(
-            'UPDATE activations SET state=?, started=?, "usage"=? WHERE id=? AND attempt=? AND handle=? AND state=3',
+            'UPDATE activations SET state=?, started=?, "usage"=? WHERE id=? AND attempt=? AND handle=? AND state=3'
+            f"{self._of_ours()}",
             [
                 (int(State.RUNNING), time, orjson.dumps(detail), bytes.fromhex(i), n, handle)
                 for i, n, handle, time, detail in started
@@ -377,6 +387,14 @@ class Activations:
             (int(state), row.attempt, attempts_left, started, deadline, row.queue, row.seq),
         )
 
+    def _may_take(self, row: Activation, handle: str) -> bool:
+        """A handle is recorded once; hearing of it again is harmless, hearing of another one is not."""
+        ours = self._partitions is None or row.partition in self._partitions
+        return ours and not row.state.final and row.handle in (None, handle)
+
+    def _of_ours(self, alias: str = "") -> str:
+        return self._ours.format(alias)
+
     def _many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
         """The same statement for each of these rows; none is fine."""
         if rows:
@@ -385,11 +403,6 @@ class Activations:
     def _rows(self, where: str, values: tuple[Any, ...]) -> Iterator[Activation]:
         for row in self._driver.execute(f"{_SELECT} {where}", values):
             yield _row(row)
-
-
-def _may_take(row: Activation, handle: str) -> bool:
-    """A handle is recorded once; hearing of it again is harmless, hearing of another one is not."""
-    return not row.state.final and row.handle in (None, handle)
 
 
 def _chunks(values: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import orjson
-from sqlalchemy import Connection, and_, delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, select
 
 from eventmill.backbone.base import Partition
 from eventmill.errors import LostPartition
@@ -22,6 +23,15 @@ from eventmill.store.entities import Entities
 from eventmill.store.keys import Keys
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A partition's row: up to where it has been dealt with, in which topic of that name (Kafka's id), and whose."""
+
+    position: int
+    topic_id: str
+    epoch: int
 
 
 class Tx:
@@ -85,28 +95,55 @@ class Tx:
 
     # partitions
 
-    def claim_partition(self, topic: str, number: int, start: int) -> tuple[Partition, int]:
+    def claim_partition(self, topic: str, number: int, *, start: int) -> tuple[Partition, int]:
         """Take a partition: its epoch grows, so that whoever had it before can write nothing more. Returns it with its
         position; a partition never seen before begins at `start`."""
-        t = schema.partitions
-        row = self._connection.execute(select(t).where(and_(t.c.topic == topic, t.c.number == number))).first()
-        if row is None:
-            values = {"topic": topic, "number": number, "epoch": 1, "position": start}
-            id = self._connection.execute(insert(t).values(**values).returning(t.c.id)).scalar_one()
-            return Partition(id, topic, number, 1), start
-        self._connection.execute(update(t).where(t.c.id == row.id).values(epoch=row.epoch + 1))
-        return Partition(row.id, topic, number, row.epoch + 1), row.position
+        self.note_partitions(topic, "", {number: start})
+        id, epoch, position = self._driver.execute(
+            "UPDATE partitions SET epoch=epoch+1 WHERE topic=? AND number=? RETURNING id, epoch, position",
+            (topic, number),
+        ).fetchone()
+        return Partition(id, topic, number, epoch), position
+
+    def note_partitions(self, topic: str, topic_id: str, positions: Mapping[int, int]) -> None:
+        """Partitions (number → position) that are to be known from now on; those that are known stay as they are."""
+        self._driver.executemany(
+            "INSERT OR IGNORE INTO partitions (topic, number, epoch, position, topic_id) VALUES (?, ?, 0, ?, ?)",
+            [(topic, number, position, topic_id) for number, position in positions.items()],
+        )
+
+    def places(self, topic: str) -> dict[int, Place]:
+        """What is known of a topic's partitions, by their number."""
+        rows = self._driver.execute("SELECT number, position, topic_id, epoch FROM partitions WHERE topic=?", (topic,))
+        return {number: Place(position, topic_id, epoch) for number, position, topic_id, epoch in rows}
+
+    def topics(self) -> dict[str, list[int]]:
+        """All topics that have ever been read, with their partitions' numbers."""
+        found: dict[str, list[int]] = {}
+        for topic, number in self._driver.execute("SELECT topic, number FROM partitions ORDER BY topic, number"):
+            found.setdefault(topic, []).append(number)
+        return found
+
+    def move(self, topic: str, number: int, position: int, topic_id: str) -> None:
+        """Set a partition's position, whatever it was: the log under it is another one. Its owner's term ends."""
+        self._driver.execute(
+            "UPDATE partitions SET position=?, topic_id=?, epoch=epoch+1 WHERE topic=? AND number=?",
+            (position, topic_id, topic, number),
+        )
 
     def position(self, partition: Partition) -> int:
         """Up to which offset its records have been dealt with."""
         row = self._driver.execute("SELECT position FROM partitions WHERE id=?", (partition.id,)).fetchone()
         return int(row[0])
 
-    def hold(self, partition: Partition) -> None:
-        """Raise LostPartition unless the partition is still in this owner's term: nothing is written then."""
-        row = self._driver.execute("SELECT epoch FROM partitions WHERE id=?", (partition.id,)).fetchone()
-        if row is None or row[0] != partition.epoch:
-            raise LostPartition(f"{partition.topic}/{partition.number} has another owner now")
+    def hold(self, partitions: Collection[Partition]) -> None:
+        """Raise LostPartition unless all of these are still in this owner's term: nothing is written then. What this
+        transaction asks for of what is to be done is from now on about these partitions only."""
+        epochs = dict(self._driver.execute("SELECT id, epoch FROM partitions").fetchall())
+        for partition in partitions:
+            if epochs.get(partition.id) != partition.epoch:
+                raise LostPartition(partition)
+        self.activations.only({partition.id for partition in partitions})
 
     def advance(self, partition: Partition, position: int) -> None:
         """The log has been dealt with up to here. Raises LostPartition like `hold`."""
@@ -114,7 +151,7 @@ class Tx:
             "UPDATE partitions SET position=? WHERE id=? AND epoch=?", (position, partition.id, partition.epoch)
         )
         if result.rowcount != 1:
-            raise LostPartition(f"{partition.topic}/{partition.number} has another owner now")
+            raise LostPartition(partition)
 
     # state of sources
 

@@ -41,6 +41,7 @@ partitions = Table(
     Column("number", Integer, nullable=False),
     Column("epoch", BigInteger, nullable=False),
     Column("position", BigInteger, nullable=False),
+    Column("topic_id", String, nullable=False, server_default=""),
     Index("partitions_by_name", "topic", "number", unique=True),
 )
 
@@ -215,7 +216,14 @@ source_state = Table(
 
 Migration = Callable[[Connection], None]
 
-MIGRATIONS: Sequence[Migration] = (metadata.create_all,)
+
+def _topic_ids(connection: Connection) -> None:
+    """Kafka's id of the topic that a position belongs to: a topic that is deleted and made again has another one."""
+    if not any(column["name"] == "topic_id" for column in inspect(connection).get_columns("partitions")):
+        connection.execute(text("ALTER TABLE partitions ADD COLUMN topic_id VARCHAR DEFAULT '' NOT NULL"))
+
+
+MIGRATIONS: Sequence[Migration] = (metadata.create_all, _topic_ids)
 """Migration n makes version n+1 of version n. Never change one that was released: append."""
 
 

@@ -1,0 +1,40 @@
+"""Room on the disk: with too little of it nothing new is taken in, so that what was taken in can be finished."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from pathlib import Path
+
+from eventmill.errors import Unavailable
+
+_NO_ROOM_S = 5.0
+"""A full disk is looked at again after this: nothing tells when there is room."""
+
+_log = logging.getLogger(__name__)
+
+
+class Room:
+    """`disk_free_mb`: to be left free on the file system of this directory."""
+
+    def __init__(self, directory: Path, disk_free_mb: int) -> None:
+        self._directory = directory
+        self._disk_free = disk_free_mb << 20
+
+    def check(self) -> None:
+        """Raise Unavailable while there is less."""
+        disk = os.statvfs(self._directory)
+        if disk.f_bavail * disk.f_frsize < self._disk_free:
+            raise Unavailable(
+                f"less than {self._disk_free >> 20} MB free in {self._directory}: make room, then send it again"
+            )
+
+    async def wait(self) -> None:
+        """Return when there is enough."""
+        while True:
+            try:
+                return self.check()
+            except Unavailable as e:
+                _log.error("reading is paused: %s", e)
+                await asyncio.sleep(_NO_ROOM_S)
