@@ -1,0 +1,1 @@
+"""Real Apache Kafka for tests, benchmarks and a developer's own trials: see broker.py."""
