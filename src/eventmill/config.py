@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -22,6 +24,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
@@ -103,6 +106,21 @@ class Secret(_Section):
 Property = bool | int | float | str | Secret
 
 
+def _properties(table: Any) -> Any:
+    """What TOML makes of `ssl.ca.location = "…"`, tables in tables, as the names that were meant."""
+    return dict(_flat(table, "")) if isinstance(table, dict) else table
+
+
+def _flat(table: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict) and not value.keys() & {"env", "file"}:
+            yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, bool | int | float | str | Secret) or (isinstance(value, dict) and len(value) == 1):
+            yield f"{prefix}{key}", value
+        else:
+            raise ValueError(f"{prefix}{key} must be a text, a number, true or false, {{ env = … }} or {{ file = … }}")
+
+
 class Registry(_Section):
     """A Confluent schema registry, for records in its wire format."""
 
@@ -110,6 +128,20 @@ class Registry(_Section):
     """Without it such records are dead letters."""
     properties: dict[str, Property] = {}
     """Further settings of confluent-kafka's SchemaRegistryClient (`ssl.ca.location`, `basic.auth.user.info`, …)."""
+
+    _flatten = field_validator("properties", mode="before")(_properties)
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, url: str) -> str:
+        if url and not url.startswith(("http://", "https://")):
+            raise ValueError("it must begin with http:// or https://")
+        if "@" in url:
+            raise ValueError('no password belongs here: set properties."basic.auth.user.info" = { env = … }')
+        return url
+
+
+_BROKER = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
 
 
 class Backbone(_Section):
@@ -128,18 +160,35 @@ class Backbone(_Section):
     """librdkafka's own settings (`security.protocol`, `ssl.ca.location`, …); secrets as { env = … } or { file = … }."""
     registry: Registry = Registry()
 
+    _flatten = field_validator("properties", mode="before")(_properties)
+
+    @field_validator("brokers")
+    @classmethod
+    def _check_brokers(cls, brokers: str) -> str:
+        for broker in brokers.split(","):
+            if not _BROKER.fullmatch(broker.strip()):
+                raise ValueError(f"'{broker}' is not a host and a port (host:9092; several are separated by commas)")
+        return brokers
+
 
 class JsonMap(_Section):
     """How plain JSON becomes an event: where its attributes stand in the record, as names joined by dots."""
 
     id: str | None = None
-    """Without it the id is made from the record's place in Kafka."""
+    """Text or a whole number. Without it the id is made from source and record: two equal records are one event."""
     type: str = "type"
     subject: str | None = None
     time: str | None = None
-    """RFC 3339, or a number: seconds or milliseconds since 1970."""
+    """RFC 3339, or a number: seconds or milliseconds since 1970, whichever makes sense."""
     type_prefix: str = ""
     """Put before the type, so that it is a name of yours (`org.example.`)."""
+
+    @field_validator("id", "type", "subject", "time")
+    @classmethod
+    def _check_path(cls, path: str | None) -> str | None:
+        if path is not None and not all(path.split(".")):
+            raise ValueError(f"'{path}' is not names joined by dots")
+        return path
 
 
 class Topic(_Section):
@@ -164,13 +213,47 @@ class Topic(_Section):
     srm: Literal["request", "transfer"] = "request"
     """decoder dcache: which record says that a file sent through SRM is there."""
 
+    @field_validator("regex")
+    @classmethod
+    def _check_regex(cls, regex: str | None) -> str | None:
+        try:
+            re.compile(regex or "")
+        except re.error as e:
+            raise ValueError(f"not a regular expression: {e}") from None
+        return regex
+
+    @field_validator("start")
+    @classmethod
+    def _check_start(cls, start: str) -> str:
+        if start not in ("earliest", "latest"):
+            try:
+                known = datetime.fromisoformat(start).tzinfo is not None
+            except ValueError:
+                known = False
+            if not known:
+                raise ValueError("it must be earliest, latest, or a time such as 2026-05-06T07:08:09Z")
+        return start
+
     @model_validator(mode="after")
     def _check(self) -> Topic:
         if (self.name is None) == (self.regex is None):
             raise ValueError("a topic has either a name or a regex")
         if self.decoder == "json" and not self.source:
             raise ValueError("decoder json needs a source, the URI that its events come from")
+        for key in self.model_fields_set & _OF_DECODERS.keys():
+            if self.decoder not in _OF_DECODERS[key]:
+                raise ValueError(f"'{key}' is a setting of decoder {' and '.join(_OF_DECODERS[key])} alone")
+        if self.personal_key is not None and self.personal != "hash":
+            raise ValueError('personal_key is for pseudonyms: set personal = "hash"')
         return self
+
+
+_OF_DECODERS = {
+    "source": ("cloudevents", "json"),
+    "map": ("json",),
+    **dict.fromkeys(("instance", "personal", "personal_key", "srm"), ("dcache",)),
+}
+"""Settings of a topic that only some decoders have."""
 
 
 class FileSource(_Section):
@@ -262,6 +345,14 @@ class Settings(BaseSettings):
         for row in self.paths:
             if not row.subject.startswith("/"):
                 raise ValueError(f"paths: subject '{row.subject}' must start with '/'")
+        if self.topics and self.backbone.kind != "kafka":
+            raise ValueError('topics: they are read from Kafka: set backbone.kind = "kafka"')
+        names = [row.name for row in self.topics if row.name is not None]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"topics: '{name}' has two rows")
+            if name == self.backbone.topic:
+                raise ValueError(f"topics: '{name}' is backbone.topic, which is read without a row here")
         return self
 
 
@@ -319,9 +410,9 @@ def _explain(error: Any) -> str:
 
 def _keys_beside(loc: tuple[Any, ...]) -> list[str]:
     """The keys that are known where `loc` points to an unknown one."""
-    sections: dict[str, type[BaseModel]] = {
-        "server": Server, "backbone": Backbone, "topics": Topic, "functions": Functions, "pools": Pool, "paths": PathMap, "files": FileSource,
-        "limits": Limits, "retention": Retention,
-    }  # fmt: skip
-    model = sections.get(str(loc[0])) if len(loc) > 1 else None
-    return sorted((model or Settings).model_fields)
+    model: type[BaseModel] = Settings
+    for part in loc[:-1]:
+        field = model.model_fields.get(str(part))
+        kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+        model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), model)
+    return sorted(model.model_fields)

@@ -117,13 +117,13 @@ def _binary(attributes: dict[str, str], content_type: str, body: bytes) -> Event
         return validate(event)
     if is_json(content_type):
         return validate({**event, "data": parse_json(body, "data")})
-    text = _text(content_type, body)
+    text = declared_text(content_type, body)
     if text is None:
         return validate({**event, "data_base64": base64.b64encode(body).decode()})
     return validate({**event, "data": text})
 
 
-def _text(content_type: str, body: bytes) -> str | None:
+def declared_text(content_type: str, body: bytes) -> str | None:
     """The body, if it is declared to be text (or XML) in UTF-8 and is: what isn't is kept as the bytes it is."""
     media_type = content_type.partition(";")[0].strip().lower()
     if not (media_type.startswith("text/") or media_type.endswith(("/xml", "+xml"))):

@@ -170,7 +170,7 @@ _ADVICE: Final = {
     "_MAX_POLL_EXCEEDED": "Kafka has taken our partitions away, since the server stood still for too long "
     "(max.poll.interval.ms): was it suspended, or the machine overloaded? They are taken up again",
     "_FENCED": "another client has taken our place in the group",
-    "_AUTO_OFFSET_RESET": "the records at our position are not in the topic: it was cut by its retention, or made again",
+    "_AUTO_OFFSET_RESET": "the records at our position are not in the topic: it was cut by its retention or made again",
     "_UNKNOWN_TOPIC": _NO_TOPIC,
     "_UNKNOWN_PARTITION": "there is no such partition: was the topic made again with fewer?",
     "_UNSUPPORTED_FEATURE": _TOO_OLD,

@@ -4,6 +4,6 @@
 fields, `decoder` puts them together. Functions of values: no I/O, no clock; what is kept is bounded.
 """
 
-from eventmill.events.dcache.decoder import DcacheDecoder, Ignored
+from eventmill.events.dcache.decoder import DcacheDecoder
 
-__all__ = ["DcacheDecoder", "Ignored"]
+__all__ = ["DcacheDecoder"]

@@ -14,8 +14,6 @@ from datetime import datetime
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
-import orjson
-
 from eventmill.errors import InvalidConfig, InvalidEvent
 from eventmill.events.codec import check_depth
 from eventmill.events.dcache import dates
@@ -31,7 +29,7 @@ from eventmill.events.dcache.kinds import (
 )
 from eventmill.events.dcache.personal import Personal, cleaner
 from eventmill.events.dcache.storage import storage
-from eventmill.events.decoders import DecodeError
+from eventmill.events.decoders import TOMBSTONE, DecodeError, Ignored, parsed
 from eventmill.events.digest import digest
 from eventmill.events.paths import PathTable
 from eventmill.events.validation import is_clean
@@ -41,26 +39,13 @@ _IN_A_SOURCE: Final = "/~!$&'()*+,;=:@"
 """Characters of an instance's name that its source shows as they are."""
 
 
-class Ignored:
-    """How many records made no event, by the reason. Beyond `REASONS_MAX` reasons the rest counts as `other`."""
-
-    REASONS_MAX: Final = 64
-
-    def __init__(self) -> None:
-        self.counts: dict[str, int] = {}
-
-    def count(self, reason: str) -> None:
-        if reason not in self.counts and len(self.counts) >= self.REASONS_MAX:
-            reason = "other"
-        self.counts[reason] = self.counts.get(reason, 0) + 1
-
-
 class DcacheDecoder:
     """Events of one `instance` of dCache, whose name is part of their source and of their ids.
 
     `paths` maps what dCache calls a file to the subject. `personal`: what is about a person is dropped, replaced by
-    pseudonyms, or kept. `srm`: what says that a file is there that was written through SRM: its door's `request`, or,
-    where that door tells nothing (before 2024), already the pool's `transfer`.
+    pseudonyms (made with `personal_key`, if there is one), or kept. `srm`: what says that a file is there that was
+    written through SRM: its door's `request`, or, where that door tells nothing (before 2024), already the pool's
+    `transfer`.
 
     Raises InvalidConfig if the instance has no proper name.
     """
@@ -71,6 +56,7 @@ class DcacheDecoder:
         *,
         paths: PathTable,
         personal: Personal = "drop",
+        personal_key: bytes = b"",
         srm: Literal["request", "transfer"] = "request",
     ) -> None:
         if not instance or not is_clean(instance):
@@ -79,12 +65,15 @@ class DcacheDecoder:
         self._instance = instance
         self._source = f"//dcache/{quote(instance, safe=_IN_A_SOURCE)}"
         self._subject_of = paths.from_source
-        self._clean = cleaner(personal, instance)
+        self._clean = cleaner(personal, instance, personal_key)
         self._uploaded = WRITTEN if srm == "transfer" else UPLOADED
 
     def fields(self, raw: bytes) -> Mapping[str, Any] | None:
         """The event without `id` and `time`; None for a record that makes none, which is counted."""
         record = _record(raw)
+        if record is None:
+            self.ignored.count(TOMBSTONE)
+            return None
         kind = KINDS.get(record["msgType"], unknown_kind)(record)
         if isinstance(kind, NoEvent):
             self.ignored.count(kind)
@@ -130,11 +119,6 @@ class DcacheDecoder:
         event.update(fields)
         return event
 
-    def why_none(self, raw: bytes) -> str:
-        """For people: why `fields` gives nothing for this record."""
-        record = _record(raw)
-        return str(KINDS.get(record["msgType"], unknown_kind)(record))
-
     def _id(self, type: str, record: Record, moment: datetime | None) -> str:
         """The same for all that say the same: two producers, the billing copy, a POSC upload and its `putDone`.
 
@@ -157,17 +141,14 @@ class DcacheDecoder:
 _FIELDS: Final = {"subject": "billingPath", "partitionkey": "pnfsid"}
 
 
-def _record(raw: bytes) -> Record:
+def _record(raw: bytes) -> Record | None:
     """The record, with its `size`, under whichever name it was sent; doors send 0 for what they don't know.
 
-    Raises DecodeError.
+    None for one without a value. Raises DecodeError.
     """
-    try:
-        record = orjson.loads(raw)
-    except orjson.JSONDecodeError as e:
-        raise DecodeError(f"not valid JSON: {e}") from None
-    if not isinstance(record, dict):
-        raise DecodeError("not a JSON object")
+    record = parsed(raw)
+    if record is None:
+        return None
     message_type, date = record.get("msgType"), record.get("date")
     if not isinstance(message_type, str) or not message_type:
         raise DecodeError("no msgType")

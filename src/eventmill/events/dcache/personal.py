@@ -2,7 +2,8 @@
 
 About a person are: principals (`subject`), `owner`, mapped ids, the client's addresses, and what of these is quoted in
 a status message. *Dropped*, they are gone. *Hashed*, each value has a pseudonym, so that two events of one user still
-show that; it is no protection against somebody who can guess, since addresses and ids are few and can all be tried.
+show that. Without a secret key they are no protection against somebody who can guess, since addresses and ids are few
+and can all be tried; with one, only who has the key can try. Another key makes other pseudonyms.
 The names of files are not taken to be about a person. Tokens are taken out whatever is kept.
 
 Changes the record that it is given. Functions of values, with bounded memos; never raises, whatever is in a record.
@@ -13,7 +14,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 from functools import lru_cache
-from typing import Any, Final, Literal
+from hashlib import blake2b
+from typing import Any, Final, Literal, NamedTuple
 
 from eventmill.events.dcache.kinds import Record
 from eventmill.events.dcache.storage import storage
@@ -36,25 +38,33 @@ _PRINCIPAL = re.compile(r"([A-Z][A-Za-z]*)\[(.*?)(,primary)?\]", re.DOTALL)
 _OF_MANY_PEOPLE: Final = ("GidPrincipal", "GroupNamePrincipal", "FQANPrincipal", "RolePrincipal")
 
 
-def cleaner(personal: Personal, instance: str) -> Callable[[Record], None]:
-    """What has to be done with every record of this instance of dCache."""
+class Realm(NamedTuple):
+    """Within it a value has one pseudonym: an instance of dCache, and the secret that pseudonyms are made with."""
+
+    instance: str
+    key: bytes
+
+
+def cleaner(personal: Personal, instance: str, key: bytes = b"") -> Callable[[Record], None]:
+    """What has to be done with every record of this instance of dCache. `key`: the secret of its pseudonyms."""
     if personal == "keep":
         return _keep
-    return _drop if personal == "drop" else lambda record: _hash(record, instance)
+    realm = Realm(instance, blake2b(key).digest() if len(key) > blake2b.MAX_KEY_SIZE else key)
+    return _drop if personal == "drop" else lambda record: _hash(record, realm)
 
 
-def pseudonym(instance: str, value: str) -> str:
-    """What stands for this value in all events of the instance."""
-    hashed: str = _remembered(_pseudonym, value, instance)
+def pseudonym(realm: Realm, value: str) -> str:
+    """What stands for this value in all events of the realm."""
+    hashed: str = _remembered(_pseudonym, value, realm)
     return hashed
 
 
 @lru_cache(MEMO_MAX)
-def _pseudonym(value: str, instance: str) -> str:
-    return digest("personal", instance, value)[:PSEUDONYM_CHARACTERS]
+def _pseudonym(value: str, realm: Realm) -> str:
+    return digest("personal", realm.instance, value, key=realm.key)[:PSEUDONYM_CHARACTERS]
 
 
-def _remembered(function: Any, value: str, *more: str) -> Any:
+def _remembered(function: Any, value: str, *more: Realm) -> Any:
     """Call a memoised function; what is long goes past its memo, which is limited in entries but not in their size."""
     return function(value, *more) if len(value) <= MEMO_CHARACTERS_MAX else function.__wrapped__(value, *more)
 
@@ -97,13 +107,13 @@ def _drop_fields(part: Record) -> None:
         del part["protocolInfo"]
 
 
-def _hash(record: Record, instance: str) -> None:
-    hashed = [(part, _pseudonyms(part, instance), _host(part)) for part in _parts(record)]
+def _hash(record: Record, realm: Realm) -> None:
+    hashed = [(part, _pseudonyms(part, realm), _host(part)) for part in _parts(record)]
     _drop(record)
     for part, values, host in hashed:
         part.update(values)
         if host is not None:
-            part["protocolInfo"]["host"] = pseudonym(instance, host)
+            part["protocolInfo"]["host"] = pseudonym(realm, host)
 
 
 def _replace(record: Record, name: str, change: Callable[[Any], Any]) -> None:
@@ -191,28 +201,28 @@ def _names_in(value: str) -> tuple[str, ...]:
 # pseudonyms
 
 
-def _pseudonyms(part: Record, instance: str) -> Record:
+def _pseudonyms(part: Record, realm: Realm) -> Record:
     """The personal fields of a record, or of the `moverInfo` in it, with pseudonyms for values."""
     found: Record = {
-        name: pseudonym(instance, value)
+        name: pseudonym(realm, value)
         for name in ("owner", "client", "clientChain")
         if isinstance(value := part.get(name), str)
     }
     for name in ("mappedUID", "mappedGID"):
         value = part.get(name)
         if value.__class__ is int and value != -1:  # which is none
-            found[name] = pseudonym(instance, str(value))
+            found[name] = pseudonym(realm, str(value))
     principals = part.get("subject")
     if isinstance(principals, list):
-        found["subject"] = [_remembered(_hashed_principal, p, instance) for p in principals if isinstance(p, str)]
+        found["subject"] = [_remembered(_hashed_principal, p, realm) for p in principals if isinstance(p, str)]
     return found
 
 
 @lru_cache(MEMO_MAX)
-def _hashed_principal(principal: str, instance: str) -> str:
+def _hashed_principal(principal: str, realm: Realm) -> str:
     """`UidPrincipal[3f…]`: the kind stays. A bare name (of a certificate, of Kerberos) is a bare pseudonym."""
     match = _PRINCIPAL.fullmatch(principal)
     if match is None:
-        return pseudonym(instance, principal)
+        return pseudonym(realm, principal)
     values = match[2].split(",") if match[1] == "Origin" else [match[2]]
-    return f"{match[1]}[{','.join(pseudonym(instance, value) for value in values)}{match[3] or ''}]"
+    return f"{match[1]}[{','.join(pseudonym(realm, value) for value in values)}{match[3] or ''}]"
