@@ -86,7 +86,6 @@ class Broker(Topics):
         properties: Mapping[str, str] | None = None,
         secure: bool = False,
         node: int = 1,
-        cluster_id: str | None = None,
     ) -> None:
         """`directory`: what is in it is used, else it is made and stays; None: one that goes with `close`. `port`: of
         the listener without TLS, 0 for any. `properties`: the broker's own, over ours."""
@@ -95,7 +94,7 @@ class Broker(Topics):
         self.node = node
         self.properties = dict(properties or {})
         self.quorum: Sequence[Broker] = (self,)
-        self.cluster_id = cluster_id or new_cluster_id()
+        self.cluster_id = _new_cluster_id()
         self.process: subprocess.Popen[bytes] | None = None
         self._reserved: dict[str, socket.socket] = {}
         listeners = {"PLAINTEXT": port, "CONTROLLER": 0, **({"SSL": 0, "SASL_SSL": 0} if secure else {})}
@@ -176,6 +175,11 @@ class Broker(Topics):
     def running(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
+    def join(self) -> None:
+        """Wait for its end, whatever brings it. Raises KafkaTrouble if it was an error."""
+        if self.process is not None and self.process.wait() != 0:
+            raise KafkaTrouble(f"Kafka has ended with {self.process.returncode}.\n{self._log_end()}")
+
     def stop(self) -> None:
         """End it in good order, if it runs."""
         if self.process is not None:
@@ -246,7 +250,7 @@ class Broker(Topics):
             self._format()
 
     def _format(self) -> None:
-        command = [*self._java(128), "kafka.tools.StorageTool", "format", "-t", self.cluster_id]
+        command = [*self._java(128), "kafka.tools.StorageTool", "format", "-t", self.quorum[0].cluster_id]
         command += ["-c", str(self._properties_file)]
         if self.certificates is not None:
             for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
@@ -296,14 +300,8 @@ class Cluster(Topics):
     """
 
     def __init__(self, directory: Path | None = None, *, properties: Mapping[str, str] | None = None) -> None:
-        cluster_id = new_cluster_id()
         self.brokers = tuple(
-            Broker(
-                directory / f"broker-{node}" if directory else None,
-                properties=properties,
-                node=node,
-                cluster_id=cluster_id,
-            )
+            Broker(directory / f"broker-{node}" if directory else None, properties=properties, node=node)
             for node in (1, 2, 3)
         )
         for broker in self.brokers:
@@ -343,9 +341,9 @@ class Cluster(Topics):
         self.close()
 
 
-def new_cluster_id() -> str:
-    """A random id as Kafka writes them."""
-    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+def _new_cluster_id() -> str:
+    """A random id, as Kafka writes them; with a zero at its front it can't begin with a dash, like an option."""
+    return base64.urlsafe_b64encode(bytes(1) + uuid.uuid4().bytes[1:]).decode().rstrip("=")
 
 
 def _reserve(port: int) -> socket.socket:
@@ -355,7 +353,7 @@ def _reserve(port: int) -> socket.socket:
         reserved.bind(("127.0.0.1", port))
     except OSError as error:
         reserved.close()
-        raise KafkaTrouble(f"port {port} can't be had: {error.strerror}") from None
+        raise KafkaTrouble(f"port {port} can't be had ({error.strerror}): choose another, or 0 for any") from None
     return reserved
 
 
