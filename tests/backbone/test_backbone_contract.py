@@ -1,4 +1,4 @@
-"""What every backbone promises; each implementation joins by a `Subject`. (The embedded one is the only one so far.)"""
+"""What every backbone promises; each implementation, the embedded one and Kafka with a real broker, is a `Subject`."""
 
 from __future__ import annotations
 
@@ -7,19 +7,25 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+from tests.kafka.broker import Broker
 
 from eventmill import Event
 from eventmill.backbone import Backbone, Batch
 from eventmill.backbone.embedded import EmbeddedBackbone
+from eventmill.backbone.kafka import KafkaBackbone
 from eventmill.backbone.room import Room
+from eventmill.config import load
 from eventmill.errors import LostPartition, Unavailable
+from eventmill.events import PathTable
 from eventmill.store import SqliteStore, Store
 
 Opened = tuple[Store, Backbone]
@@ -35,8 +41,37 @@ async def embedded(directory: Path, batch_max: int = 100) -> AsyncIterator[Opene
     store.close()
 
 
-SUBJECTS = pytest.mark.parametrize("subject", [embedded])
+@asynccontextmanager
+async def kafka(broker: Broker, topic: str, directory: Path, batch_max: int = 100) -> AsyncIterator[Opened]:
+    settings = load(
+        backbone={"kind": "kafka", "brokers": broker.bootstrap, "topic": topic, "group": topic},
+        limits={"batch_events": batch_max},
+    )
+    store = SqliteStore.open(directory / "store.db")
+    room = Room(directory, 0)
+    log = EmbeddedBackbone(store, room, batch_max=batch_max, batch_bytes=1 << 20)
+    backbone = KafkaBackbone(store, log, room, settings, PathTable())
+    await backbone.start()
+    yield store, backbone
+    await backbone.stop()
+    store.close()
+
+
 Subject = Callable[..., Any]
+
+
+@pytest.fixture(params=["embedded", pytest.param("kafka", marks=pytest.mark.slow)])
+def subject(request: pytest.FixtureRequest) -> Subject:
+    if request.param == "embedded":
+        return embedded
+    return partial(kafka, request.getfixturevalue("broker"), f"contract-{uuid.uuid4().hex[:8]}")
+
+
+async def batches(backbone: Backbone) -> AsyncIterator[Batch]:
+    """What is read, without the news of partitions."""
+    async for read in backbone.read():
+        if isinstance(read, Batch):
+            yield read
 
 
 def run(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -51,12 +86,11 @@ def ids(*batches: Batch) -> list[int]:
     return [int(orjson.loads(value)["id"]) for batch in batches for value in batch.values]
 
 
-@SUBJECTS
 def test_what_was_appended_is_pushed_in_order(subject: Subject, tmp_path: Path) -> None:
     async def body() -> None:
         async with subject(tmp_path) as (_, backbone):
-            batches = backbone.read()
-            waiting = asyncio.ensure_future(anext(batches))
+            reading = batches(backbone)
+            waiting = asyncio.ensure_future(anext(reading))
             await asyncio.sleep(0.01)
             assert not waiting.done()
             await backbone.append([event(1), event(2)])
@@ -65,19 +99,18 @@ def test_what_was_appended_is_pushed_in_order(subject: Subject, tmp_path: Path) 
                 await backbone.append([event(n)])
             got: list[int] = []
             while len(got) < 5:
-                got += ids(await anext(batches))
+                got += ids(await anext(reading))
             assert got == [3, 4, 5, 6, 7]
 
     run(body)
 
 
-@SUBJECTS
 def test_appends_at_once_are_all_there_and_each_in_order(subject: Subject, tmp_path: Path) -> None:
     async def body() -> None:
         async with subject(tmp_path) as (_, backbone):
             await asyncio.gather(*(backbone.append([event(10 * i + k) for k in range(10)]) for i in range(50)))
             got: list[int] = []
-            async for batch in backbone.read():
+            async for batch in batches(backbone):
                 got += ids(batch)
                 assert len(batch.values) == len(batch.offsets) <= 100
                 assert batch.position == batch.offsets[-1]
@@ -89,21 +122,19 @@ def test_appends_at_once_are_all_there_and_each_in_order(subject: Subject, tmp_p
     run(body)
 
 
-@SUBJECTS
 def test_the_next_reader_begins_at_the_stores_position(subject: Subject, tmp_path: Path) -> None:
     async def body() -> None:
         async with subject(tmp_path, 3) as (store, backbone):
             await backbone.append([event(n) for n in range(10)])
-            batch = await anext(backbone.read())
+            batch = await anext(batches(backbone))
             assert ids(batch) == [0, 1, 2]
             await store.transact(lambda tx: tx.advance(batch.partition, batch.offsets[1]))
         async with subject(tmp_path, 3) as (_, backbone):
-            assert ids(await anext(backbone.read())) == [2, 3, 4]
+            assert ids(await anext(batches(backbone))) == [2, 3, 4]
 
     run(body)
 
 
-@SUBJECTS
 def test_a_new_owner_shuts_the_old_one_out(subject: Subject, tmp_path: Path) -> None:
     async def body() -> None:
         async with subject(tmp_path) as (store, backbone):
@@ -118,7 +149,6 @@ def test_a_new_owner_shuts_the_old_one_out(subject: Subject, tmp_path: Path) -> 
     run(body)
 
 
-@SUBJECTS
 def test_events_with_odd_contents_come_back_as_they_were(subject: Subject, tmp_path: Path) -> None:
     async def body() -> None:
         odd = Event.new(
@@ -126,19 +156,18 @@ def test_events_with_odd_contents_come_back_as_they_were(subject: Subject, tmp_p
         )
         async with subject(tmp_path) as (_, backbone):
             await backbone.append([odd])
-            batch = await anext(backbone.read())
+            batch = await anext(batches(backbone))
             assert orjson.loads(batch.values[0]) == odd
 
     run(body)
 
 
-@SUBJECTS
 def test_nothing_to_append_is_nothing(subject: Subject, tmp_path: Path) -> None:
     async def body() -> None:
         async with subject(tmp_path) as (_, backbone):
             await backbone.append([])
             await backbone.append([event(1)])
-            assert ids(await anext(backbone.read())) == [1]
+            assert ids(await anext(batches(backbone))) == [1]
 
     run(body)
 
@@ -153,7 +182,7 @@ def test_a_full_disk_is_refused_and_reading_pauses(tmp_path: Path) -> None:
             with pytest.raises(Unavailable, match="make room"):
                 await full.append([event(2)])
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(anext(full.read()), 0.1)
+                await asyncio.wait_for(anext(batches(full)), 0.1)
 
     run(body)
 

@@ -95,6 +95,10 @@ class Tx:
 
     # partitions
 
+    def id(self) -> int:
+        """This store's own number, made with it: by which others recognise it."""
+        return int(self._driver.execute("SELECT value FROM meta WHERE key='id'").fetchone()[0])
+
     def claim_partition(self, topic: str, number: int, *, start: int) -> tuple[Partition, int]:
         """Take a partition: its epoch grows, so that whoever had it before can write nothing more. Returns it with its
         position; a partition never seen before begins at `start`."""

@@ -6,6 +6,7 @@ partial, so that a finished activation costs nothing there.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
 
 from sqlalchemy import (
@@ -31,7 +32,8 @@ metadata = MetaData()
 _seq = BigInteger().with_variant(Integer, "sqlite")
 
 meta = Table("meta", metadata, Column("key", String, primary_key=True), Column("value", BigInteger, nullable=False))
-"""`schema`: version of the tables; `generation`: grows with every change of an entity that matching depends on."""
+"""`schema`: version of the tables; `id`: the store's own number; `generation`: grows with every change of an entity
+that matching depends on."""
 
 partitions = Table(
     "partitions",
@@ -223,7 +225,12 @@ def _topic_ids(connection: Connection) -> None:
         connection.execute(text("ALTER TABLE partitions ADD COLUMN topic_id VARCHAR DEFAULT '' NOT NULL"))
 
 
-MIGRATIONS: Sequence[Migration] = (metadata.create_all, _topic_ids)
+def _store_id(connection: Connection) -> None:
+    """A number of the store's own."""
+    connection.execute(insert(meta), [{"key": "id", "value": secrets.randbits(63)}])
+
+
+MIGRATIONS: Sequence[Migration] = (metadata.create_all, _topic_ids, _store_id)
 """Migration n makes version n+1 of version n. Never change one that was released: append."""
 
 

@@ -1,0 +1,120 @@
+"""The Kafka backbone: topics of others are read where they are, our own events go through the outbox to our own topic.
+
+Its home is the embedded log, which here is the outbox: what is appended is durable at once, whether Kafka is there or
+not. Positions are the store's; everything that is read was taken there first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from eventmill.backbone.base import Assigned, Backbone, Batch, Partition
+from eventmill.backbone.embedded import TOPIC, EmbeddedBackbone, claim_left
+from eventmill.backbone.kafka import client, places
+from eventmill.backbone.kafka.consumer import Reader
+from eventmill.backbone.kafka.relay import Relay
+from eventmill.backbone.kafka.subscription import Subscription
+from eventmill.backbone.room import Room
+from eventmill.config import Settings
+from eventmill.events import Decoder, PathTable
+from eventmill.sdk.event import Event
+from eventmill.store import Store, Tx
+
+_log = logging.getLogger(__name__)
+
+_AUDIT_S = 60.0
+"""A topic that was deleted and made again is not always told by an error: its id is compared so often."""
+
+
+class KafkaBackbone(Backbone):
+    """`log`: the embedded log, with room for the outbox. Raises InvalidConfig."""
+
+    def __init__(self, store: Store, log: EmbeddedBackbone, room: Room, settings: Settings, paths: PathTable) -> None:
+        client.check_properties(settings.backbone)
+        self._settings = settings.backbone
+        self._store = store
+        self._log = log
+        self._room = room
+        self._batch_max = settings.limits.batch_events
+        self._clients = client.properties(settings.backbone)
+        self._subscription = Subscription(settings, paths)
+        self._relay = Relay(self._clients, self._settings.topic, log, store, event_bytes=settings.limits.event_bytes)
+        self._reader: Reader | None = None
+        self._beside: list[asyncio.Task[None]] = []
+
+    @property
+    def home(self) -> Partition:
+        return self._log.home
+
+    async def start(self) -> None:
+        await self._log.start()
+        store_id = await self._store.transact(lambda tx: tx.id(), durable=True)
+        self._reader = Reader(
+            self._settings, self._clients, self._subscription, self._store, store_id, batch_max=self._batch_max
+        )  # fmt: skip
+        self._beside = [asyncio.create_task(work) for work in (self._relay.run(), self._audit())]
+        _log.info("Kafka at %s: reading %s", self._settings.brokers, ", ".join(self._subscription.topics))
+
+    async def stop(self) -> None:
+        if self._reader is not None:
+            await self._reader.stop()
+        for task in self._beside:
+            task.cancel()
+        await self._relay.stop()
+        await asyncio.gather(*self._beside, return_exceptions=True)
+        await self._log.stop()
+
+    async def append(self, events: Sequence[Event]) -> None:
+        await self._log.append(events)
+
+    def check_room(self) -> None:
+        self._room.check()
+
+    async def read(self) -> AsyncIterator[Batch | Assigned]:
+        reader = self._reader
+        assert reader is not None, "start() first"
+        if left := await self._store.transact(self._claim_left, durable=True):
+            yield Assigned(left)
+        reader.start()
+        async for item in reader.items():
+            if isinstance(item, Assigned):
+                yield item
+                continue
+            for batch in item:
+                await self._room.wait()
+                yield batch
+                reader.dealt(batch)
+
+    def _claim_left(self, tx: Tx) -> list[Partition]:
+        return claim_left(tx, lambda topic: topic == TOPIC or self._subscription.get(topic) is not None)
+
+    def decoder(self, topic: str) -> Decoder | None:
+        if topic == TOPIC:
+            return self._log.decoder(topic)
+        reading = self._subscription.get(topic)
+        return None if reading is None else reading.decoder
+
+    def condition(self) -> tuple[bool, str]:
+        trouble = "not started" if self._reader is None else self._reader.trouble
+        return not trouble, trouble or f"Kafka at {self._settings.brokers}"
+
+    async def _audit(self) -> None:
+        """Look for topics that are other ones now: nothing may have told us."""
+        admin = AdminClient({**self._clients, "log_level": 0})
+        while True:
+            await asyncio.sleep(_AUDIT_S)
+            known = await self._store.transact(lambda tx: {t: tx.places(t) for t in tx.topics() if t != TOPIC})
+            read = [topic for topic in known if self._subscription.get(topic) is not None]
+            try:
+                topics = await asyncio.to_thread(places.describe, admin, read) if read else {}
+            except KafkaException as e:
+                _log.debug("topics can't be looked at: %s", e)
+                continue
+            for name, topic in topics.items():
+                if self._reader is not None and any(p.topic_id not in ("", topic.id) for p in known[name].values()):
+                    self._reader.begin_again(name)

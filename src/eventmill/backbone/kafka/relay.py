@@ -1,0 +1,180 @@
+"""The relay: what our own log holds goes to Kafka, in order, and leaves the log when Kafka has acknowledged it.
+
+It owns the producer and our topic. The log is the outbox: its position moves on a list's delivery reports, so that a
+list that was sent, but not noted, is sent again, with the same event ids. Events of one subject have one key, and so
+stay in order. One list is on its way at a time, in a thread; idempotence keeps the order of its retries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import orjson
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+
+from eventmill.backbone.base import Batch
+from eventmill.backbone.embedded import EmbeddedBackbone
+from eventmill.backbone.kafka.client import Properties, explain
+from eventmill.errors import Unavailable
+from eventmill.store import DeadLetter, Store, Tx
+
+_log = logging.getLogger(__name__)
+
+_ANSWER_S = 20.0
+_FLUSH_S = 1.0
+_AGAIN_S = 2.0
+_COMPLAIN_S = 300.0
+_AROUND_BYTES = 64 << 10
+"""What a completion adds to a result, and Kafka to a record."""
+_HOPELESS = (
+    KafkaError.MSG_SIZE_TOO_LARGE,
+    KafkaError.RECORD_LIST_TOO_LARGE,
+    KafkaError.INVALID_RECORD,
+)
+"""What will be refused as often as it is sent."""
+
+
+class Relay:
+    """`run` until it is cancelled, then `stop`."""
+
+    def __init__(
+        self, clients: Properties, topic: str, log: EmbeddedBackbone, store: Store, *, event_bytes: int
+    ) -> None:
+        self._clients = {**clients, "log_level": 0}  # what it has to say comes as errors, too
+        self._properties = {
+            "message.max.bytes": max(event_bytes + _AROUND_BYTES, 1_000_000),
+            "linger.ms": 0,
+            **self._clients,
+            "enable.idempotence": True,
+            "acks": "all",
+        }
+        self._topic = topic
+        self._log = log
+        self._store = store
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="relay")
+        self._stopping = threading.Event()
+        self._producer: Producer | None = None
+        self._complained_at = -_COMPLAIN_S
+        self.sent = 0
+
+    async def run(self) -> None:
+        """Send what the log holds, and what comes, forever."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._thread, self._make_topic)
+        async for batch in self._log.batches():
+            refused = await loop.run_in_executor(self._thread, self._send, batch.values)
+            await self._note(batch, refused)
+
+    async def stop(self) -> None:
+        """What is not acknowledged stays in the log."""
+        self._stopping.set()
+        await asyncio.to_thread(self._thread.shutdown)
+
+    async def _note(self, batch: Batch, refused: dict[int, str]) -> None:
+        """The batch is in Kafka, or, where that is impossible, a dead letter."""
+        now_ms = time.time_ns() // 1_000_000
+        letters = [
+            DeadLetter(kind="record", reason=reason, time=now_ms, record=batch.values[i])
+            for i, reason in refused.items()
+        ]
+
+        def note(tx: Tx) -> None:
+            tx.dead_letters.insert(letters)
+            tx.advance(batch.partition, batch.position)
+            tx.forget_records(batch.position)
+
+        while True:
+            try:
+                await self._store.transact(note)
+                break
+            except Unavailable as e:
+                self._complain(str(e))
+                await asyncio.sleep(_AGAIN_S)
+        self.sent += len(batch.values) - len(refused)
+
+    # in the thread
+
+    def _make_topic(self) -> None:
+        """See that our topic is there; without the right to make it, wait for somebody who has."""
+        admin = AdminClient(self._clients)
+        while not self._stopping.is_set():
+            try:
+                known = admin.list_topics(self._topic, timeout=_ANSWER_S).topics.get(self._topic)
+                if known is not None and known.error is None:
+                    return
+                admin.create_topics([NewTopic(self._topic, -1, -1)])[self._topic].result(_ANSWER_S)
+                _log.info("topic %s is made, with the brokers' defaults for partitions and replicas", self._topic)
+                return
+            except KafkaException as e:
+                if e.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
+                    return
+                self._complain(f"topic {self._topic}: {explain(e.args[0])}")
+            except TimeoutError:
+                self._complain(f"topic {self._topic}: Kafka does not answer")
+            self._stopping.wait(_AGAIN_S)
+
+    def _send(self, values: Sequence[bytes]) -> dict[int, str]:
+        """Send these, and return when all are acknowledged: those that never will be, with the reason."""
+        refused: dict[int, str] = {}
+        waiting = dict(enumerate(values))
+        while waiting and not self._stopping.is_set():
+            failed = self._deliver(waiting)
+            for i, error in failed.items():
+                if error.code() in _HOPELESS:
+                    refused[i] = f"can't be put into {self._topic}: {explain(error)}"
+                else:
+                    self._complain(f"{len(failed)} events wait: {explain(error)}")
+            again = [i for i in failed if i not in refused]
+            # what came behind a failed one is sent again behind it: the order is kept, and ids tell a repetition
+            waiting = {i: value for i, value in waiting.items() if again and i >= min(again) and i not in refused}
+            if again:
+                self._stopping.wait(_AGAIN_S)
+        if waiting:
+            raise Unavailable("the relay has been stopped")
+        return refused
+
+    def _deliver(self, waiting: dict[int, bytes]) -> dict[int, KafkaError]:
+        """One try: what was not acknowledged, and why."""
+        failed: dict[int, KafkaError] = {}
+        producer = self._producer
+        if producer is None:
+            producer = self._producer = Producer(self._properties)
+        for i, value in waiting.items():
+
+            def report(error: KafkaError | None, message: Message, i: int = i) -> None:
+                if error is not None:
+                    failed[i] = error
+
+            try:
+                producer.produce(self._topic, value, key=_key(value), on_delivery=report)
+            except BufferError:
+                producer.flush()
+                producer.produce(self._topic, value, key=_key(value), on_delivery=report)
+            except KafkaException as e:
+                failed[i] = e.args[0]
+        while producer.flush(_FLUSH_S) and not self._stopping.is_set():
+            pass
+        if self._stopping.is_set():
+            producer.purge()
+        if any(error.fatal() for error in failed.values()):
+            self._producer = None  # it can't be used any more
+        return failed
+
+    def _complain(self, text: str) -> None:
+        now = time.monotonic()
+        if now - self._complained_at >= _COMPLAIN_S:
+            self._complained_at = now
+            _log.error("%s", text)
+
+
+def _key(value: bytes) -> bytes:
+    """The subject of an event, or, without one, its source."""
+    event = orjson.loads(value)
+    key: str = event.get("subject") or event["source"]
+    return key.encode()
