@@ -15,10 +15,13 @@ from typing import Any, Final
 
 import fastavro
 import orjson
+from fastavro.repository.base import AbstractSchemaRepository, SchemaRepositoryError
+from fastavro.schema import load_schema
 
 from eventmill.events import DecodeError
 
 _REASON_CHARACTERS_MAX: Final = 200
+_ROOT: Final = "$root"
 _PRIMITIVES: Final = frozenset(("null", "boolean", "int", "long", "float", "double", "bytes", "string"))
 
 
@@ -30,11 +33,9 @@ class Avro:
 
     def __init__(self, documents: Sequence[str]) -> None:
         try:
-            schemas = [orjson.loads(document) for document in documents]
-            _Hazards().check(schemas)
-            named: dict[str, Any] = {}
-            for schema in schemas:
-                self._schema = fastavro.parse_schema(schema, named_schemas=named)
+            *others, schema = [orjson.loads(document) for document in documents]
+            _Hazards().check([*others, schema])
+            self._schema = load_schema(_ROOT, repo=_Documents(schema, others))
         except DecodeError:
             raise
         except Exception as e:  # whatever a schema may have that fastavro doesn't expect
@@ -61,57 +62,66 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:_REASON_CHARACTERS_MAX]
 
 
+class _Documents(AbstractSchemaRepository):
+    """Where fastavro finds a schema, and the types that it names without having them, to put them in there."""
+
+    def __init__(self, schema: Any, others: Sequence[Any]) -> None:
+        self._known = {_full(str(other.get("name")), str(other.get("namespace", ""))): other for other in others}
+        self._known[_ROOT] = schema
+
+    def load(self, name: str) -> Any:
+        if name not in self._known:
+            raise SchemaRepositoryError(f"there is no type {name}")
+        return self._known[name]
+
+
 class _Hazards:
     """Finds what makes the reader's effort unbounded by the record's size: a type within itself (a level of the stack
-    for each byte), and arrays of what takes no bytes (any number of elements in none)."""
+    for each byte), arrays of what takes no bytes (any number of elements in none), and nothings made of nothings."""
 
     def __init__(self) -> None:
-        self._named: dict[str, Any] = {}
+        self._takes_none: dict[str, bool] = {}
+        """By full name, whether a value of the type takes no bytes."""
 
     def check(self, schemas: Sequence[Any]) -> None:
         """Raise DecodeError if there is any."""
         for schema in schemas:
-            self._walk(schema, "", frozenset())
+            self._takes_no_bytes(schema, "", frozenset())
 
-    def _walk(self, schema: Any, namespace: str, within: frozenset[str]) -> None:
+    def _takes_no_bytes(self, schema: Any, namespace: str, within: frozenset[str]) -> bool:
+        """Whether a value takes none; all that is part of the schema is looked at on the way."""
         if isinstance(schema, list):
             for branch in schema:
-                self._walk(branch, namespace, within)
-        elif isinstance(schema, str):
-            if _full(schema, namespace) in within:
-                raise DecodeError(f"an Avro schema whose type '{schema}' is part of itself: such records are not read")
-        elif isinstance(schema, dict):
-            self._walk_complex(schema, namespace, within)
+                self._takes_no_bytes(branch, namespace, within)
+            return False
+        if isinstance(schema, dict):
+            return self._complex(schema, namespace, within)
+        name = _full(str(schema), namespace)
+        if name in within:
+            raise DecodeError(f"an Avro schema whose type '{schema}' is part of itself: such records are not read")
+        return bool(schema == "null" or self._takes_none.get(name))
 
-    def _walk_complex(self, schema: dict[str, Any], namespace: str, within: frozenset[str]) -> None:
+    def _complex(self, schema: dict[str, Any], namespace: str, within: frozenset[str]) -> bool:
         kind = schema.get("type")
         if kind in ("record", "error", "enum", "fixed"):
             name = _full(str(schema.get("name")), str(schema.get("namespace", namespace)))
-            self._named[name] = (schema, name.rpartition(".")[0])
-            for field in schema.get("fields", ()):
-                self._walk(field.get("type"), name.rpartition(".")[0], within | {name})
-        elif kind == "array":
-            self._walk(schema.get("items"), namespace, within)
-            if self._is_empty(schema.get("items"), namespace):
+            none = schema.get("size") == 0 if kind == "fixed" else kind != "enum" and self._record(schema, name, within)
+            self._takes_none[name] = none
+            return none
+        if kind in ("array", "map"):
+            none = self._takes_no_bytes(schema.get("items" if kind == "array" else "values"), namespace, within)
+            if none and kind == "array":
                 raise DecodeError("an Avro schema with arrays of what takes no bytes: such records are not read")
-        elif kind == "map":
-            self._walk(schema.get("values"), namespace, within)
-        else:
-            self._walk(kind, namespace, within)
+            return False
+        return self._takes_no_bytes(kind, namespace, within)
 
-    def _is_empty(self, schema: Any, namespace: str) -> bool:
-        """Whether a value of this type takes no bytes."""
-        if isinstance(schema, str) and schema not in _PRIMITIVES:
-            schema, namespace = self._named.get(_full(schema, namespace), (schema, namespace))
-        if not isinstance(schema, dict):
-            return bool(schema == "null")
-        kind = schema.get("type")
-        if kind in ("record", "error"):
-            below = _full(str(schema.get("name")), str(schema.get("namespace", namespace))).rpartition(".")[0]
-            return all(self._is_empty(field.get("type"), below) for field in schema.get("fields", ()))
-        if kind == "fixed":
-            return schema.get("size") == 0
-        return kind not in ("array", "map", "enum") and self._is_empty(kind, namespace)
+    def _record(self, schema: dict[str, Any], name: str, within: frozenset[str]) -> bool:
+        types = [field.get("type") for field in schema.get("fields", ())]
+        below = name.rpartition(".")[0]
+        parts = [self._takes_no_bytes(type, below, within | {name}) for type in types]
+        if all(parts) and any(type != "null" for type in types):
+            raise DecodeError(f"an Avro schema whose type '{name}' takes no bytes, but has parts: it is not read")
+        return all(parts)
 
 
 def _full(name: str, namespace: str) -> str:
