@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eventmill.engine.points import POINTS
+from eventmill.points import POINTS
 from tests.server.mill import mill
 from tests.soak import soak
 

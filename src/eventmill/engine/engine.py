@@ -24,12 +24,12 @@ from eventmill.engine import requests, steps
 from eventmill.engine.flight import Flight
 from eventmill.engine.inbox import Inbox, Refused, Work
 from eventmill.engine.lint import Entity, Finding, lint
-from eventmill.engine.points import reached
 from eventmill.engine.rulebook import RuleBook
 from eventmill.engine.turn import Turn
 from eventmill.entities import Action, Activation, Category
 from eventmill.errors import EventmillError, InvalidEntity, LostPartition, Unavailable
 from eventmill.executors import Attempt, Executor, Finished, Found
+from eventmill.points import reached
 from eventmill.rules import Index, explain, parse
 from eventmill.store import COLLECTIONS, DeadLetter, Store, Tx
 

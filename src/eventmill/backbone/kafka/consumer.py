@@ -31,6 +31,7 @@ from eventmill.backbone.kafka.client import Properties, explain
 from eventmill.backbone.kafka.subscription import Subscription
 from eventmill.config import Backbone
 from eventmill.errors import InvalidConfig, Unavailable
+from eventmill.points import reached
 from eventmill.store import Place, Store, Tx
 
 _log = logging.getLogger(__name__)
@@ -255,6 +256,7 @@ class Reader:
         taken = self._insist(lambda: self._take(consumer, assigned))
         if not taken:
             return
+        reached("claimed")
         self._partitions.update({(p.topic, p.number): p for p, _ in taken})
         self._put(Assigned([partition for partition, _ in taken]))
         offsets = [self._mark(p.topic, p.number, position + 1) for p, position in taken]

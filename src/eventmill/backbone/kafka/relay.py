@@ -22,6 +22,7 @@ from eventmill.backbone.base import Batch
 from eventmill.backbone.embedded import EmbeddedBackbone
 from eventmill.backbone.kafka.client import Properties, explain
 from eventmill.errors import Unavailable
+from eventmill.points import reached
 from eventmill.store import DeadLetter, Store, Tx
 
 _log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class Relay:
         await loop.run_in_executor(self._thread, self._make_topic)
         async for batch in self._log.batches():
             refused = await loop.run_in_executor(self._thread, self._send, batch.values)
+            reached("relayed")
             await self._note(batch, refused)
 
     async def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""Named points of the engine at which a test can kill the process, to see that nothing is lost and nothing doubled.
+"""Named points at which a test can kill the process, to see that nothing is lost and nothing doubled.
 
 `EVENTMILL_KILL_AT=<point>[:n]` kills the process (SIGKILL) when it reaches the point for the nth time.
 """
@@ -19,6 +19,13 @@ POINTS = (
     "released",  # released
     "ended",  # a job's end is durable, its executor has not forgotten it
 )
+"""The engine's."""
+
+KAFKA_POINTS = (
+    "claimed",  # partitions are taken in the store, nothing of them is read
+    "relayed",  # Kafka has acknowledged our own events, which is not noted
+)
+"""The Kafka backbone's."""
 
 _point, _, _count = os.environ.get("EVENTMILL_KILL_AT", "").partition(":")
 _left = int(_count or 1)
