@@ -14,6 +14,7 @@ from starlette.routing import BaseRoute, Route
 
 from eventmill.api.services import Services
 from eventmill.api.wire import Json
+from eventmill.backbone import Numbers
 
 
 def routes(services: Services) -> list[BaseRoute]:
@@ -28,17 +29,20 @@ def routes(services: Services) -> list[BaseRoute]:
         return Json(answer, 200 if status["ready"] else 503)
 
     async def metrics(request: Request) -> Response:
+        collector.numbers = await services.backbone.numbers()
         return Response(generate_latest(services.metrics), media_type=CONTENT_TYPE_LATEST)
 
-    services.metrics.register(_EngineCollector(services))
+    collector = _Collector(services)
+    services.metrics.register(collector)
     return [Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)]
 
 
-class _EngineCollector(Collector):
-    """The engine's own counts, read when somebody asks."""
+class _Collector(Collector):
+    """The engine's own counts, and those of the log, read when somebody asks."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self.numbers = Numbers()
 
     def collect(self) -> Iterator[Metric]:
         status = self._services.engine.status()
@@ -52,6 +56,7 @@ class _EngineCollector(Collector):
         ):
             yield GaugeMetricFamily(f"eventmill_{name}", text, value=float(status[name]))
         yield _totals(status["totals"])
+        yield from _of_the_log(self.numbers, self._services.engine.conditions()["backbone"][0])
 
     def describe(self) -> Iterator[Metric]:
         """Nothing is promised: the engine is not asked before it has started."""
@@ -63,3 +68,20 @@ def _totals(totals: Mapping[str, Any]) -> Metric:
     for what, count in sorted(totals.items()):
         family.add_metric((what,), float(count))
     return family
+
+
+def _of_the_log(numbers: Numbers, ok: bool) -> Iterator[Metric]:
+    yield GaugeMetricFamily("eventmill_backbone_ok", "1 if records come in from the log", value=float(ok))
+    yield GaugeMetricFamily("eventmill_outbox_records", "Own events that wait for Kafka", value=float(numbers.outbox))
+    yield CounterMetricFamily("eventmill_relayed", "Own events that Kafka has acknowledged", value=numbers.relayed)
+    lag = GaugeMetricFamily("eventmill_kafka_lag", "Records that have not been dealt with yet", labels=("topic",))
+    for topic, records in sorted(numbers.lag.items()):
+        lag.add_metric((topic,), records)
+    yield lag
+    ignored = CounterMetricFamily(
+        "eventmill_records_ignored", "Records that made no event, by the reason", labels=("topic", "reason")
+    )
+    for topic, reasons in sorted(numbers.ignored.items()):
+        for reason, records in sorted(reasons.items()):
+            ignored.add_metric((topic, reason), records)
+    yield ignored

@@ -44,6 +44,20 @@ class Assigned:
     partitions: Sequence[Partition]
 
 
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """What a log can be measured by. Without Kafka there is nothing to relay and nobody to be behind."""
+
+    ignored: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Records that made no event since the start: topic (or regular expression of topics) → reason → how many."""
+    lag: Mapping[str, int] = field(default_factory=dict)
+    """Records of our partitions that have not been dealt with yet, by topic."""
+    outbox: int = 0
+    """Our own events that Kafka has not acknowledged yet."""
+    relayed: int = 0
+    """Our own events that Kafka has acknowledged since the start."""
+
+
 class Backbone(ABC):
     """The log. All methods are called on the event loop."""
 
@@ -80,3 +94,7 @@ class Backbone(ABC):
     def condition(self) -> tuple[bool, str]:
         """Whether records come in, and a line about it for people."""
         return True, "ready"
+
+    async def numbers(self) -> Numbers:
+        """What is to be seen from outside now."""
+        return Numbers()

@@ -71,6 +71,10 @@ class Tx:
             values.append(value)
         return offsets, values
 
+    def last_record(self) -> int:
+        """The offset of the newest record; 0 without any."""
+        return int(self._driver.execute('SELECT coalesce(max("offset"), 0) FROM log').fetchone()[0])
+
     def old_records(self, before_ms: int, bytes_max: int, position: int, limit: int) -> int | None:
         """The offset below which records may go: dealt with (up to `position`) and too old, or the oldest ones while
         the log is larger than `bytes_max`; at most `limit` of them, and never the newest. None if none may."""

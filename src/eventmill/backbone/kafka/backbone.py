@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from eventmill.backbone.base import Assigned, Backbone, Batch, Partition
+from eventmill.backbone.base import Assigned, Backbone, Batch, Numbers, Partition
 from eventmill.backbone.embedded import TOPIC, EmbeddedBackbone, claim_left
 from eventmill.backbone.kafka import client, places
 from eventmill.backbone.kafka.consumer import Reader
@@ -102,6 +102,15 @@ class KafkaBackbone(Backbone):
     def condition(self) -> tuple[bool, str]:
         trouble = "not started" if self._reader is None else self._reader.trouble
         return not trouble, trouble or f"Kafka at {self._settings.brokers}"
+
+    async def numbers(self) -> Numbers:
+        last, position = await self._store.read(lambda tx: (tx.last_record(), tx.position(self.home)))
+        return Numbers(
+            ignored={topic: dict(decoder.ignored.counts) for topic, decoder in self._subscription.decoders()},
+            lag={} if self._reader is None else self._reader.lag,
+            outbox=max(last - position, 0),
+            relayed=self._relay.sent,
+        )
 
     async def _audit(self) -> None:
         """Look for topics that are other ones now: nothing may have told us."""
