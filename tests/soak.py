@@ -1,20 +1,27 @@
 """`./dev soak --seed N --minutes M`: a server under load is killed at random moments, over and over; the judge is the
 witness outside (tests/server/mill.py). Prints what happened; exit 1 if anything was lost or doubled.
 
+With `--kafka`: a server and a real broker, killed and frozen under a steady rate of records (tests/kafka/mill.py).
 With `--model`: the randomised model of the engine (tests/engine/model.py), seed after seed from N."""
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import random
 import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from tests.engine import model
+from tests.kafka.broker import Broker
+from tests.kafka.mill import KafkaMill, feeding, kafka_mill
 from tests.server.mill import Mill, mill
 
 
@@ -53,6 +60,75 @@ def soak(m: Mill, seed: int, *, kills: int, seconds: float = 1e9, talk: bool = F
     }
 
 
+def soak_kafka(m: KafkaMill, seed: int, *, seconds: float, rate: float = 80, talk: bool = False) -> dict[str, int]:
+    """A steady rate of records while the server and the broker are killed and frozen, until the time is up; then let
+    everything end, and judge."""
+    rng = random.Random(seed)
+    faults: Counter[str] = Counter(dict.fromkeys(FAULTS, 0))
+    posts = itertools.count()
+    m.start()
+    m.deploy()
+    end = time.monotonic() + seconds
+    with feeding(m, seed, rate=rate) as feeder:
+        while time.monotonic() < end:
+            # mostly long enough for the group to have shared its partitions
+            strike = time.monotonic() + (rng.uniform(0.1, 2) if rng.random() < 0.4 else rng.uniform(3, 8))
+            while time.monotonic() < strike:
+                m.post("note" if rng.random() < 0.9 else "chain", [next(posts)])
+                time.sleep(rng.uniform(0, 0.5))
+            assert not m.died(), f"the server has ended by itself; {m.state()}"
+            [fault] = rng.choices(list(FAULTS), [weight for weight, _ in FAULTS.values()])
+            faults[fault] += 1
+            if talk:
+                print(f"{feeder.records} records, {fault}", flush=True)
+            FAULTS[fault][1](m, rng)
+    m.until_done(600)
+    assert m.stop() == 0
+    effects = m.judge_effects(feeder.acknowledged, feeder.sent)
+    return {**faults, "records acknowledged": feeder.records, **effects}
+
+
+def _kill_server(m: KafkaMill, rng: random.Random) -> None:
+    m.kill()
+    time.sleep(rng.uniform(0, 1))
+    m.start()
+
+
+def _kill_broker(m: KafkaMill, rng: random.Random) -> None:
+    m.broker.kill()
+    time.sleep(rng.uniform(0, 2))
+    m.broker.start()
+
+
+def _kill_both(m: KafkaMill, rng: random.Random) -> None:
+    m.broker.kill()
+    _kill_server(m, rng)
+    time.sleep(rng.uniform(0, 2))
+    m.broker.start()
+
+
+def _freeze_server(m: KafkaMill, rng: random.Random) -> None:
+    """For longer than its session, with or without what it has started."""
+    frozen = m.freeze(workers=rng.random() < 0.5)
+    time.sleep(m.session_timeout_s + rng.uniform(0.5, 2))
+    m.thaw(frozen)
+
+
+def _end_server(m: KafkaMill, rng: random.Random) -> None:
+    assert m.stop() == 0, m.state()
+    m.start()
+
+
+FAULTS: dict[str, tuple[int, Callable[[KafkaMill, random.Random], None]]] = {
+    "server killed": (5, _kill_server),
+    "broker killed": (2, _kill_broker),
+    "both killed": (1, _kill_both),
+    "server frozen": (2, _freeze_server),
+    "server ended": (1, _end_server),
+}
+"""What happens how often."""
+
+
 def soak_model(seed: int, *, seconds: float) -> list[int]:
     """Play the model with seed after seed, without power cuts and with, until the time is up; those that failed."""
     logging.getLogger("eventmill").propagate = False  # the model listens
@@ -79,14 +155,23 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--kills", type=int, default=1_000_000)
+    parser.add_argument("--kafka", action="store_true", help="a server and a broker")
+    parser.add_argument("--protocol", choices=["classic", "consumer"], default="classic", help="of the Kafka group")
     parser.add_argument("--model", action="store_true", help="the engine's randomised model, seed after seed")
     options = parser.parse_args()
+    seconds = 60 * options.minutes
     if options.model:
-        return 1 if soak_model(options.seed, seconds=60 * options.minutes) else 0
+        return 1 if soak_model(options.seed, seconds=seconds) else 0
     directory = Path(tempfile.mkdtemp(prefix="eventmill-soak-"))
-    with mill(directory) as m:
+    with ExitStack() as stack:
         try:
-            outcome = soak(m, options.seed, kills=options.kills, seconds=60 * options.minutes, talk=True)
+            if options.kafka:
+                broker = stack.enter_context(Broker(directory / "kafka"))
+                k = stack.enter_context(kafka_mill(directory, broker, protocol=options.protocol))
+                outcome = soak_kafka(k, options.seed, seconds=seconds, talk=True)
+            else:
+                m = stack.enter_context(mill(directory))
+                outcome = soak(m, options.seed, kills=options.kills, seconds=seconds, talk=True)
         except AssertionError as e:
             print(f"FAILED with seed {options.seed} (all is left in {directory}): {e}")
             return 1
