@@ -58,6 +58,8 @@ class KafkaBackbone(Backbone):
             self._settings, self._clients, self._subscription, self._store, store_id, batch_max=self._batch_max
         )  # fmt: skip
         self._beside = [asyncio.create_task(work) for work in (self._relay.run(), self._audit())]
+        for task in self._beside:
+            task.add_done_callback(self._ended)
         _log.info("Kafka at %s: reading %s", self._settings.brokers, ", ".join(self._subscription.topics))
 
     async def stop(self) -> None:
@@ -112,18 +114,26 @@ class KafkaBackbone(Backbone):
             relayed=self._relay.sent,
         )
 
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """What works beside the reader has failed: who reads is told."""
+        if not task.cancelled() and (error := task.exception()) is not None and self._reader is not None:
+            self._reader.fail(error)
+
     async def _audit(self) -> None:
         """Look for topics that are other ones now: nothing may have told us."""
         admin = AdminClient({**self._clients, "log_level": 0})
         while True:
             await asyncio.sleep(_AUDIT_S)
-            known = await self._store.transact(lambda tx: {t: tx.places(t) for t in tx.topics() if t != TOPIC})
-            read = [topic for topic in known if self._subscription.get(topic) is not None]
-            try:
-                topics = await asyncio.to_thread(places.describe, admin, read) if read else {}
-            except KafkaException as e:
-                _log.debug("topics can't be looked at: %s", e)
-                continue
-            for name, topic in topics.items():
-                if self._reader is not None and any(p.topic_id not in ("", topic.id) for p in known[name].values()):
-                    self._reader.begin_again(name)
+            for name in await self._store.transact(Tx.topics):
+                if self._reader is not None and (numbers := self._reader.numbers(name)):
+                    await self._compare(admin, self._reader, name, numbers)
+
+    async def _compare(self, admin: AdminClient, reader: Reader, name: str, numbers: Sequence[int]) -> None:
+        try:
+            topic = await asyncio.to_thread(places.describe, admin, name)
+        except KafkaException as e:
+            _log.debug("topic %s can't be looked at: %s", name, e)
+            return
+        known = await self._store.transact(lambda tx: tx.places(name))
+        if any(known[number].topic_id not in ("", topic.id) for number in numbers):
+            reader.begin_again(name)

@@ -18,7 +18,7 @@ import logging
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ from eventmill.backbone.kafka import places
 from eventmill.backbone.kafka.client import Properties, explain
 from eventmill.backbone.kafka.subscription import Subscription
 from eventmill.config import Backbone
-from eventmill.errors import InvalidConfig, Unavailable
+from eventmill.errors import EventmillError, InvalidConfig, Unavailable
 from eventmill.points import reached
 from eventmill.store import Place, Store, Tx
 
@@ -48,9 +48,11 @@ _KEEP_S = 0.1
 _COMMIT_S = 1.0
 _AGAIN_S = 2.0
 _COMPLAIN_S = 300.0
-_STATISTICS_MS = 10_000
+_STATISTICS_MS = 5_000
 
 Handed = Assigned | list[Batch]
+Key = tuple[str, int]
+"""A partition as Kafka names it: topic and number."""
 
 
 class Reader:
@@ -74,6 +76,7 @@ class Reader:
         self._properties: dict[str, Any] = {
             "fetch.queue.backoff.ms": 10,  # a full local queue is looked at again so soon: the default costs throughput
             "topic.metadata.refresh.interval.ms": 10_000,  # how soon new topics and partitions are seen
+            "statistics.interval.ms": _STATISTICS_MS,
             **clients,
             "group.id": settings.group,
             "group.protocol": settings.group_protocol,
@@ -81,7 +84,6 @@ class Reader:
             "enable.auto.offset.store": False,
             "auto.offset.reset": "error",
             "allow.auto.create.topics": False,
-            "statistics.interval.ms": _STATISTICS_MS,
             "error_cb": self._on_error,
             "stats_cb": self._on_statistics,
             "log_level": 0,  # what it has to say comes as errors, too
@@ -95,10 +97,15 @@ class Reader:
             }
         self._clients = {**clients, "log_level": 0}
         self._admin: AdminClient | None = None
-        self._consumer: Consumer | None = None
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name="kafka", daemon=True)
-        self._partitions: dict[tuple[str, int], Partition] = {}
+        self._granted: set[Key] = set()
+        """What the group has given us."""
+        self._partitions: dict[Key, Partition] = {}
+        """What we have taken of it, and read."""
+        self._doubtful: set[Key] = set()
+        """Our positions in these are not in the log."""
+        self._taken_at = 0.0
         self._handed: deque[Handed | BaseException] = deque()
         self._arrived = asyncio.Event()
         self._room = threading.Semaphore(1)
@@ -110,8 +117,8 @@ class Reader:
         self._paused = False
         self._kept: list[Message] = []
         """What came while the partitions were being paused."""
-        self._asked: deque[Callable[[], None]] = deque()
-        self._dealt: dict[tuple[str, int], int] = {}
+        self._asked: deque[Callable[[Consumer], None]] = deque()
+        self._dealt: dict[Key, int] = {}
         self._committed_at = 0.0
         self._complaints: dict[str, float] = {}
         self.trouble = "Kafka has not answered yet"
@@ -150,9 +157,17 @@ class Reader:
         """This batch's records have been dealt with: the group may know."""
         self._dealt[batch.partition.topic, batch.partition.number] = batch.position + 1
 
+    def numbers(self, topic: str) -> list[int]:
+        """The partitions of this topic that are read here."""
+        return [number for of, number in list(self._partitions) if of == topic]
+
     def begin_again(self, topic: str) -> None:
-        """The topic was made again: read its partitions from where the store says by now."""
+        """The topic was made again: take its partitions anew, from where they begin by now."""
         self._asked.append(partial(self._begin_again, topic))
+
+    def fail(self, error: BaseException) -> None:
+        """Let `items` raise this."""
+        self._put(error)
 
     def _put(self, item: Handed | BaseException) -> None:
         self._idle.clear()
@@ -164,7 +179,7 @@ class Reader:
     def _run(self) -> None:
         try:
             self._admin = AdminClient(self._clients)
-            consumer = self._consumer = Consumer(self._properties)
+            consumer = Consumer(self._properties)
             consumer.subscribe(
                 self._subscription.topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
             )
@@ -173,15 +188,19 @@ class Reader:
                     self._step(consumer)
             finally:
                 consumer.close()
+        except KafkaException as e:
+            self._put(EventmillError(f"reading from Kafka has ended: {explain(e.args[0])}"))
         except BaseException as e:  # the loop's side raises it
             self._put(e)
 
     def _step(self, consumer: Consumer) -> None:
+        while self._asked:
+            self._asked.popleft()(consumer)
+        if len(self._partitions) < len(self._granted) and time.monotonic() >= self._taken_at + _AGAIN_S:
+            self._take_up(consumer)
         messages = self._kept or self._poll(consumer, _POLL_S)
         self._kept = []
-        while self._asked:
-            self._asked.popleft()()
-        if messages and (batches := self._batches(messages)):
+        if messages and (batches := self._batches(consumer, messages)):
             self._until_room(consumer)
             self._put(batches)
         self._commit(consumer)
@@ -193,45 +212,55 @@ class Reader:
 
     def _until_room(self, consumer: Consumer) -> None:
         """Wait until what was handed on before has been taken; keep polling if that takes long."""
-        if self._room.acquire(timeout=PAUSE_AFTER_S):
-            return
-        _log.info("reading is paused: the engine is busy with what it has")
+        if not self._room.acquire(timeout=PAUSE_AFTER_S):
+            _log.info("reading is paused: the engine is busy with what it has")
+            self._hold(consumer, lambda: self._room.acquire(timeout=_KEEP_S))
+
+    def _hold(self, consumer: Consumer, is_over: Callable[[], bool]) -> None:
+        """Wait for something with the partitions paused, and polling going on, so that the group keeps us."""
         self._paused = True
         consumer.pause(consumer.assignment())
         try:
-            while not self._room.acquire(timeout=_KEEP_S):
+            while not is_over():
                 self._kept += self._poll(consumer, 0)
         finally:
             self._paused = False
             consumer.resume(consumer.assignment())
 
-    def _batches(self, messages: Sequence[Message]) -> list[Batch]:
+    def _batches(self, consumer: Consumer, messages: Sequence[Message]) -> list[Batch]:
         """Records by partition, in order. What is not a record is dealt with here."""
-        groups: defaultdict[tuple[str, int], list[Message]] = defaultdict(list)
+        groups: defaultdict[Key, list[Message]] = defaultdict(list)
+        errors = []
         for message in messages:
             if message.error() is None:
                 groups[message.topic(), message.partition()].append(message)  # type: ignore[index]
             else:
-                self._on_message_error(message)
-        return [batch for key, group in groups.items() if (batch := self._batch(key, group)) is not None]
+                errors.append(message)
+        # in the terms in which they were read: from here on partitions may come and go
+        found = [(partition, group) for key, group in groups.items() if (partition := self._partitions.get(key))]
+        for message in errors:
+            self._on_message_error(consumer, message)
+        return [batch for of, group in found if (batch := self._batch(consumer, of, group)) is not None]
 
-    def _batch(self, key: tuple[str, int], messages: list[Message]) -> Batch | None:
-        partition = self._partitions.get(key)
-        if partition is None:  # given up while it was on its way
-            return None
-        reading = self._subscription[key[0]]
+    def _batch(self, consumer: Consumer, partition: Partition, messages: list[Message]) -> Batch | None:
+        """None if the thread is to end."""
+        reading = self._subscription[partition.topic]
         while True:
             try:
                 values, refused = reading.records.values(messages)
                 break
             except Unavailable as e:
                 self._complain("registry", str(e))
-                if self._stopping:
-                    return None
-                time.sleep(_AGAIN_S)
+            if self._stopping:
+                return None
+            self._hold(consumer, partial(self._is_time, time.monotonic() + _AGAIN_S))
         self._complaints.pop("registry", None)
         offsets = [message.offset() for message in messages]
         return Batch(partition, values, offsets, offsets[-1], reading.decoder, refused)  # type: ignore[arg-type]
+
+    def _is_time(self, then: float) -> bool:
+        time.sleep(_KEEP_S)
+        return self._stopping or time.monotonic() >= then
 
     def _commit(self, consumer: Consumer) -> None:
         """Tell the group how far we are, for lag tools. It may fail: the truth is in the store."""
@@ -239,7 +268,7 @@ class Reader:
         if not self._dealt or now - self._committed_at < _COMMIT_S:
             return
         dealt, self._dealt = self._dealt, {}
-        offsets = [self._mark(*key, offset) for key, offset in dealt.items() if key in self._partitions]
+        offsets = [self._mark(key, offset) for key, offset in dealt.items() if key in self._partitions]
         self._committed_at = now
         if offsets:
             try:
@@ -247,38 +276,63 @@ class Reader:
             except KafkaException as e:
                 _log.debug("offsets not committed: %s", e)
 
-    def _mark(self, topic: str, number: int, offset: int) -> TopicPartition:
-        return TopicPartition(topic, number, offset, self._store_id)
+    def _mark(self, key: Key, offset: int) -> TopicPartition:
+        return TopicPartition(*key, offset, self._store_id)
 
-    # partitions come and go (called in `poll`)
+    # partitions come and go
 
     def _on_assign(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
-        taken = self._insist(lambda: self._take(consumer, assigned))
-        if not taken:
-            return
-        reached("claimed")
-        self._partitions.update({(p.topic, p.number): p for p, _ in taken})
-        self._put(Assigned([partition for partition, _ in taken]))
-        offsets = [self._mark(p.topic, p.number, position + 1) for p, position in taken]
-        consumer.incremental_assign(offsets)
+        self._well()
+        self._granted.update((p.topic, p.partition) for p in assigned)
+        self._take_up(consumer)
+
+    def _take_up(self, consumer: Consumer) -> None:
+        """Take what the group has given us, and read it. What can't be had now is tried again: the rest is read."""
+        taken: list[tuple[Partition, int]] = []
+        try:
+            taken = self._take(consumer, self._granted - self._partitions.keys())
+        except KafkaException as e:
+            self._complain(e.args[0].name(), explain(e.args[0]))
+        except Unavailable as e:
+            self._complain("store", str(e))
+        self._taken_at = time.monotonic()
+        offsets = []
+        if taken:
+            reached("claimed")
+            self._put(Assigned([partition for partition, _ in taken]))
+            _log.info("%d partitions are ours: %s", len(taken), _shown(taken))
+        for partition, position in taken:
+            key = partition.topic, partition.number
+            self._partitions[key], self._dealt[key] = partition, position + 1
+            self._doubtful.discard(key)
+            offsets.append(self._mark(key, position + 1))
+        consumer.incremental_assign(offsets)  # also when there is nothing: it answers the group
         if self._paused:
             consumer.pause(offsets)
-        self._dealt.update({(p.topic, p.number): position + 1 for p, position in taken})
-        _log.info("%d partitions are ours: %s", len(taken), _shown(taken))
-        self._complaints.clear()
 
-    def _take(self, consumer: Consumer, assigned: Sequence[TopicPartition]) -> list[tuple[Partition, int]]:
-        """Take partitions in the store, with what Kafka says of them. Raises KafkaException, Unavailable."""
-        if not assigned:
+    def _take(self, consumer: Consumer, keys: Collection[Key]) -> list[tuple[Partition, int]]:
+        """Take partitions in the store, with what Kafka says of them. Raises KafkaException, Unavailable, and
+        InvalidConfig if they are another store's."""
+        if not keys:
             return []
-        self._check_group(consumer, assigned)
+        self._check_group(consumer, [TopicPartition(*key) for key in keys])
         wanted: defaultdict[str, list[int]] = defaultdict(list)
-        for partition in assigned:
-            wanted[partition.topic].append(partition.partition)
+        for topic, number in sorted(keys):
+            wanted[topic].append(number)
         known = self._ask(self._store.transact(partial(_places, topics=list(wanted))))
-        topics = places.describe(self._client, wanted)
-        findings = [places.find(self._client, topics[t], known[t], self._subscription[t].start) for t in wanted]
-        return self._ask(self._store.transact(partial(places.take, findings=findings, wanted=wanted), durable=True))
+        findings = []
+        for topic, numbers in wanted.items():
+            doubtful = [number for number in numbers if (topic, number) in self._doubtful]
+            try:
+                findings.append(
+                    places.find(self._client, topic, known[topic], numbers, doubtful, self._subscription[topic].start)
+                )
+            except KafkaException as e:
+                error: KafkaError = e.args[0]
+                if error.code() < 0:  # not an answer about this topic, but none
+                    raise
+                self._complain(f"{error.name()} {topic}", f"{topic}: {explain(error)}")
+        return self._ask(self._store.transact(partial(places.take, findings=findings), durable=True))
 
     def _check_group(self, consumer: Consumer, assigned: Sequence[TopicPartition]) -> None:
         """Raise InvalidConfig if the group belongs to another store: each would see only a part of the events."""
@@ -296,70 +350,49 @@ class Reader:
             self._idle.wait(IN_HAND_S)
             self._committed_at = 0
             self._commit(consumer)
-        self._give_up(consumer, revoked)
+        self._let_go(consumer, revoked)
         _log.info("%d partitions are given up", len(revoked))
 
     def _on_lost(self, consumer: Consumer, lost: list[TopicPartition]) -> None:
-        self._give_up(consumer, lost)
+        self._let_go(consumer, lost)
         _log.warning(
             "Kafka has taken %d partitions away: this server was not heard of in time. They are taken up again",
             len(lost),
         )
 
-    def _give_up(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        for p in partitions:
-            self._partitions.pop((p.topic, p.partition), None)
-            self._dealt.pop((p.topic, p.partition), None)
-        consumer.incremental_unassign(partitions)
+    def _let_go(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
+        keys = [(p.topic, p.partition) for p in partitions]
+        self._granted.difference_update(keys)
+        self._doubtful.difference_update(keys)
+        self._give_up(consumer, keys)
+
+    def _give_up(self, consumer: Consumer, keys: Collection[Key]) -> None:
+        """Read these no more; those that the group leaves us are taken up again."""
+        ours = [key for key in keys if self._partitions.pop(key, None) is not None]
+        for key in ours:
+            self._dealt.pop(key, None)
+        self._kept = [m for m in self._kept if m.error() is not None or (m.topic(), m.partition()) not in ours]
+        consumer.incremental_unassign([TopicPartition(*key) for key in ours])
+        self._taken_at = 0
 
     # the log under our position is another one
 
-    def _begin_again(self, topic: str) -> None:
-        """Take the topic's partitions anew: what Kafka says of it is looked at again."""
-        ours = [TopicPartition(t, n) for t, n in self._partitions if t == topic]
-        if ours and self._consumer is not None:
-            self._give_up(self._consumer, ours)
-            self._on_assign(self._consumer, ours)
-
-    def _on_no_such_offset(self, topic: str, number: int) -> None:
-        """Our position is not in the log: its retention was faster than we, or it was cut, or it is a new one."""
-        partition = self._partitions.get((topic, number))
-        if partition is None or self._consumer is None:
-            return
-        known = self._ask(self._store.transact(partial(_places, topics=[topic])))[topic][number]
-        topics = self._insist(lambda: places.describe(self._client, [topic]))
-        if topics and topics[topic].id == known.topic_id:
-            before = self._insist(lambda: places.beginning(self._client, topic, number))
-            if before is None:
-                return
-            if before > known.position:
-                _log.error(
-                    "%s/%d: records %d to %d were deleted by Kafka before they were read: lengthen the topic's"
-                    " retention (retention.ms, retention.bytes), or make the server faster. Reading goes on at %d",
-                    topic, number, known.position + 1, before, before + 1,
-                )  # fmt: skip
-            else:
-                _log.error(
-                    "%s/%d: the log ends before our position %d: Kafka has lost records that it had acknowledged (an"
-                    " unclean leader election?). It is read again from its beginning; what was dealt with is"
-                    " recognised",
-                    topic, number, known.position,
-                )  # fmt: skip
-            self._ask(self._store.transact(partial(Tx.move, topic=topic, number=number, position=before,
-                                                   topic_id=known.topic_id)))  # fmt: skip
-        self._begin_again(topic)
+    def _begin_again(self, topic: str, consumer: Consumer) -> None:
+        self._give_up(consumer, [key for key in self._partitions if key[0] == topic])
 
     # what goes wrong
 
-    def _on_message_error(self, message: Message) -> None:
-        error = message.error()
+    def _on_message_error(self, consumer: Consumer, message: Message) -> None:
+        error, key = message.error(), (message.topic() or "", message.partition() or 0)
         assert error is not None
         if error.code() == KafkaError._AUTO_OFFSET_RESET:
-            self._on_no_such_offset(str(message.topic()), int(message.partition() or 0))
+            if key in self._partitions:
+                self._doubtful.add(key)
+                self._give_up(consumer, [key])
         elif error.fatal():
             raise KafkaException(error)
         else:
-            self._complain(f"{error.name()} {message.topic() or ''}", f"{message.topic() or 'Kafka'}: {explain(error)}")
+            self._complain(f"{error.name()} {key[0]}", f"{key[0] or 'Kafka'}: {explain(error)}")
 
     def _on_error(self, error: KafkaError) -> None:
         """What is the matter with the connection; librdkafka goes on trying."""
@@ -377,26 +410,19 @@ class Reader:
         """librdkafka's numbers (its STATISTICS.md): whether a broker is there, and how far behind we are."""
         numbers = json.loads(text)
         if any(broker["state"] == "UP" for broker in numbers["brokers"].values()):
-            if self.trouble:
-                _log.info("Kafka answers")
-                self._complaints.clear()
-            self.trouble = ""
+            self._well()
+        elif not self.trouble:
+            self.trouble = "no broker can be reached"
         self.lag = {
             name: sum(max(p["consumer_lag"], 0) for p in topic["partitions"].values())
             for name, topic in numbers["topics"].items()
         }
 
-    def _insist(self, call: Callable[[], T]) -> T | None:
-        """Try until it can be had; None if the thread is to end."""
-        while not self._stopping:
-            try:
-                return call()
-            except KafkaException as e:
-                self._complain("places", explain(e.args[0]))
-            except Unavailable as e:
-                self._complain("store", str(e))
-            time.sleep(_AGAIN_S)
-        return None
+    def _well(self) -> None:
+        if self.trouble:
+            _log.info("Kafka answers")
+            self._complaints.clear()
+        self.trouble = ""
 
     def _ask(self, work: Coroutine[Any, Any, T]) -> T:
         """Have something done on the event loop."""

@@ -40,46 +40,71 @@ class Topic:
 
 @dataclass(slots=True)
 class Finding:
-    """What is to be written about a topic's partitions before they are taken (number → position)."""
+    """What is to be written about a topic's partitions (number → position) before some of them are taken."""
 
     topic: Topic
+    numbers: Sequence[int]
+    """Those that are to be taken."""
     new: dict[int, int] = field(default_factory=dict)
     moved: dict[int, int] = field(default_factory=dict)
 
 
-def describe(admin: AdminClient, names: Collection[str]) -> dict[str, Topic]:
-    """The topics that are there. Raises KafkaException."""
-    found = {}
-    for name, future in admin.describe_topics(TopicCollection(list(names)), request_timeout=ANSWER_S).items():
-        description = future.result()
-        found[name] = Topic(name, str(description.topic_id), [p.id for p in description.partitions])
-    return found
+def describe(admin: AdminClient, name: str) -> Topic:
+    """The topic as it is now. Raises KafkaException, also if it isn't there."""
+    (answer,) = admin.describe_topics(TopicCollection([name]), request_timeout=ANSWER_S).values()
+    description = answer.result()
+    return Topic(name, str(description.topic_id), [p.id for p in description.partitions])
 
 
-def find(admin: AdminClient, topic: Topic, known: Mapping[int, Place], start: str) -> Finding:
-    """What is new about a topic. Raises KafkaException."""
-    finding = Finding(topic)
+def find(
+    admin: AdminClient,
+    name: str,
+    known: Mapping[int, Place],
+    numbers: Collection[int],
+    doubtful: Collection[int],
+    start: str,
+) -> Finding:
+    """What is new about these partitions of a topic, of which the doubtful ones don't have our position any more.
+    Raises KafkaException."""
+    topic = describe(admin, name)
+    finding = Finding(topic, [number for number in numbers if number in topic.numbers])
     if not known:
-        finding.new = _before(admin, topic.name, topic.numbers, start)
+        finding.new = _before(admin, name, topic.numbers, start)
         return finding
     if added := [number for number in topic.numbers if number not in known]:
-        _log.info("topic %s has %d more partitions: they are read from their beginning", topic.name, len(added))
-        finding.new = _before(admin, topic.name, added, "earliest")
-    others = [n for n in topic.numbers if n in known and known[n].topic_id not in ("", topic.id)]
+        _log.info("topic %s has %d more partitions: they are read from their beginning", name, len(added))
+        finding.new = _before(admin, name, added, "earliest")
+    others = [n for n in finding.numbers if n in known and known[n].topic_id not in ("", topic.id)]
     if others:
         _log.warning(
             "topic %s was deleted and made again: it is read from its beginning. What was in it before and had not been"
             " read (behind offsets %s) is gone",
-            topic.name,
+            name,
             ", ".join(f"{n}: {known[n].position}" for n in others[:10]),
         )
-        finding.moved = _before(admin, topic.name, others, "earliest")
+        finding.moved = _before(admin, name, others, "earliest")
+    same = [number for number in doubtful if number in known and number not in others]
+    for number, before in (_before(admin, name, same, "earliest") if same else {}).items():
+        _explain_jump(name, number, known[number].position, before)
+        finding.moved[number] = before
     return finding
 
 
-def beginning(admin: AdminClient, topic: str, number: int) -> int:
-    """The position before a partition's first record. Raises KafkaException."""
-    return _before(admin, topic, [number], "earliest")[number]
+def _explain_jump(topic: str, number: int, position: int, before: int) -> None:
+    """Our position is not in the log: its retention was faster than we, or it was cut."""
+    if before > position:
+        _log.error(
+            "%s/%d: records %d to %d were deleted by Kafka before they were read: lengthen the topic's retention"
+            " (retention.ms, retention.bytes), or make the server faster. Reading goes on at %d",
+            topic, number, position + 1, before, before + 1,
+        )  # fmt: skip
+    else:
+        _log.error(
+            "%s/%d: the log ends before our position %d: Kafka has lost records that it had acknowledged (an unclean"
+            " leader election, a lost disk?): see unclean.leader.election.enable and min.insync.replicas. It is read"
+            " again from its beginning; what was dealt with is recognised",
+            topic, number, position,
+        )  # fmt: skip
 
 
 def _before(admin: AdminClient, topic: str, numbers: Sequence[int], start: str) -> dict[int, int]:
@@ -104,10 +129,10 @@ def _spec(start: str) -> Any:
     return OffsetSpec.for_timestamp(int(datetime.fromisoformat(start).timestamp() * 1000))
 
 
-def take(tx: Tx, findings: Sequence[Finding], wanted: Mapping[str, Sequence[int]]) -> list[tuple[Partition, int]]:
+def take(tx: Tx, findings: Sequence[Finding]) -> list[tuple[Partition, int]]:
     """Write down what was found, and take these partitions: each with its position."""
     for finding in findings:
         tx.note_partitions(finding.topic.name, finding.topic.id, finding.new)
         for number, position in finding.moved.items():
             tx.move(finding.topic.name, number, position, finding.topic.id)
-    return [tx.claim_partition(topic, n, start=-1) for topic, numbers in wanted.items() for n in numbers]
+    return [tx.claim_partition(f.topic.name, n, start=-1) for f in findings for n in f.numbers]

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import orjson
@@ -39,6 +39,8 @@ _HOPELESS = (
     KafkaError.INVALID_RECORD,
 )
 """What will be refused as often as it is sent."""
+_NO_TOPIC = (KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART)
+"""Somebody has deleted our topic."""
 
 
 class Relay:
@@ -125,24 +127,35 @@ class Relay:
         """Send these, and return when all are acknowledged: those that never will be, with the reason."""
         refused: dict[int, str] = {}
         waiting = dict(enumerate(values))
-        while waiting and not self._stopping.is_set():
+        while waiting:
             failed = self._deliver(waiting)
+            if len(waiting) > 1 and any(error.code() in _HOPELESS for error in failed.values()):
+                failed = self._deliver_singly({i: waiting[i] for i in failed})
             for i, error in failed.items():
                 if error.code() in _HOPELESS:
                     refused[i] = f"can't be put into {self._topic}: {explain(error)}"
+                    self._complain(f"an event becomes a dead letter: it {refused[i]}")
                 else:
                     self._complain(f"{len(failed)} events wait: {explain(error)}")
             again = [i for i in failed if i not in refused]
             # what came behind a failed one is sent again behind it: the order is kept, and ids tell a repetition
             waiting = {i: value for i, value in waiting.items() if again and i >= min(again) and i not in refused}
             if again:
-                self._stopping.wait(_AGAIN_S)
-        if waiting:
-            raise Unavailable("the relay has been stopped")
+                if self._stopping.wait(_AGAIN_S):
+                    raise Unavailable("the relay has been stopped")
+                if any(failed[i].code() in _NO_TOPIC for i in again):
+                    self._make_topic()
         return refused
 
-    def _deliver(self, waiting: dict[int, bytes]) -> dict[int, KafkaError]:
-        """One try: what was not acknowledged, and why."""
+    def _deliver_singly(self, waiting: Mapping[int, bytes]) -> dict[int, KafkaError]:
+        """A broker refuses what came together in one piece: each by itself tells which of them it is that is wrong."""
+        failed: dict[int, KafkaError] = {}
+        for i, value in waiting.items():
+            failed |= self._deliver({i: value})
+        return failed
+
+    def _deliver(self, waiting: Mapping[int, bytes]) -> dict[int, KafkaError]:
+        """One try: what was not acknowledged, and why. Raises Unavailable if the relay is stopped meanwhile."""
         failed: dict[int, KafkaError] = {}
         producer = self._producer
         if producer is None:
@@ -160,11 +173,11 @@ class Relay:
                 producer.produce(self._topic, value, key=_key(value), on_delivery=report)
             except KafkaException as e:
                 failed[i] = e.args[0]
-        while producer.flush(_FLUSH_S) and not self._stopping.is_set():
-            pass
-        if self._stopping.is_set():
-            producer.purge()
-        if any(error.fatal() for error in failed.values()):
+        while producer.flush(_FLUSH_S):
+            if self._stopping.is_set():
+                producer.purge()
+                raise Unavailable("the relay has been stopped")
+        if any(error.fatal() or error.code() == KafkaError._FATAL for error in failed.values()):
             self._producer = None  # it can't be used any more
         return failed
 
