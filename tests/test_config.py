@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eventmill.config import load
+from eventmill.config import Secret, load
 from eventmill.errors import InvalidConfig
 
 
@@ -27,6 +27,8 @@ def test_a_file_an_option_and_the_environment(tmp_path: Path, monkeypatch: pytes
     assert settings.limits.attempts_event == 3
 
 
+KAFKA = "[backbone]\nkind = 'kafka'\n"
+TOPICS = KAFKA + "[[topics]]\n"
 WRONG = [
     ("[server]\nprot = 1", "server.prot: unknown key (did you mean 'port'?)"),
     ("[sever]\nport = 1", "sever: unknown key (did you mean 'server'?)"),
@@ -46,6 +48,54 @@ WRONG = [
     ("[limits]\nwindow_per_action = 0", "limits.window_per_action: Input should be greater than 0"),
     ("[limits]\ndepth = -1", "limits.depth: Input should be greater than or equal to 0"),
     ("[retention]\nlog_days = -1", "retention.log_days: Input should be greater than 0"),
+    ("[backbone]\nkind = 'nats'", "backbone.kind: Input should be 'embedded' or 'kafka'"),
+    ("[backbone]\nbroker = 'a:1'", "backbone.broker: unknown key (did you mean 'brokers'?)"),
+    ("[backbone]\nbrokers = 'http://a:1'", "backbone.brokers: Value error, 'http://a:1' is not a host and a port"),
+    ("[backbone]\nbrokers = 'a:1,'", "backbone.brokers: Value error, '' is not a host and a port"),
+    ("[backbone]\nsession_timeout_s = 0", "backbone.session_timeout_s: Input should be greater than 0"),
+    ("[backbone.registry]\nurls = 'x'", "backbone.registry.urls: unknown key (did you mean 'url'?)"),
+    ("[backbone.registry]\nurl = 'registry:8081'", "backbone.registry.url: Value error, it must begin with http://"),
+    ("[backbone.registry]\nurl = 'http://u:p@r'", 'set properties."basic.auth.user.info"'),
+    ("[backbone]\nproperties = { 'a.b' = [1] }", "backbone.properties: Value error, a.b must be a text, a number"),
+    ("[backbone]\nproperties = { p = { env = 'A', file = 'b' } }", "p must be a text, a number, true or false, { env"),
+    (TOPICS + "decodr = 'json'", "topics.0.decodr: unknown key (did you mean 'decoder'?)"),
+    (TOPICS + "decoder = 'xml'", "topics.0.decoder: Input should be 'dcache', 'cloudevents' or 'json'"),
+    (TOPICS + "name = 'x'", "topics.0.decoder: Field required"),
+    (TOPICS + "decoder = 'dcache'", "topics.0: Value error, a topic has either a name or a regex"),
+    (TOPICS + "name = 'x'\nregex = 'y'\ndecoder = 'dcache'", "a topic has either a name or a regex"),
+    (TOPICS + "regex = '('\ndecoder = 'dcache'", "topics.0.regex: Value error, not a regular expression: missing )"),
+    (TOPICS + "name = 'x'\ndecoder = 'json'", "decoder json needs a source, the URI that its events come from"),
+    (
+        TOPICS + "name = 'x'\ndecoder = 'dcache'\nsource = '//x'",
+        "'source' is a setting of decoder cloudevents and json",
+    ),
+    (TOPICS + "name = 'x'\ndecoder = 'cloudevents'\nmap.id = 'a'", "'map' is a setting of decoder json alone"),
+    (TOPICS + "name = 'x'\ndecoder = 'json'\nsource = '//x'\nsrm = 'request'", "'srm' is a setting of decoder dcache"),
+    (TOPICS + "name = 'x'\ndecoder = 'dcache'\nstart = 'first'", "topics.0.start: Value error, it must be earliest"),
+    (
+        TOPICS + "name = 'x'\ndecoder = 'dcache'\nstart = '2026-05-06T07:08:09'",
+        "topics.0.start: Value error, it must be",
+    ),
+    (TOPICS + "name = 'x'\ndecoder = 'dcache'\npersonal_key.env = 'K'", 'set personal = "hash"'),
+    (
+        TOPICS + "name = 'x'\ndecoder = 'dcache'\npersonal = 'hash'\npersonal_key = { env = 'K', file = 'f' }",
+        "topics.0.personal_key: Value error, a secret is either { env = … } or { file = … }",
+    ),
+    (
+        TOPICS + "name = 'x'\ndecoder = 'dcache'\npersonal = 'hash'\npersonal_key = { evn = 'K' }",
+        "topics.0.personal_key.evn: unknown key (did you mean 'env'?)",
+    ),
+    (
+        TOPICS + "name = 'x'\ndecoder = 'json'\nsource = '//x'\nmap.typ = 'a'",
+        "map.typ: unknown key (did you mean 'type'?)",
+    ),
+    (
+        TOPICS + "name = 'x'\ndecoder = 'json'\nsource = '//x'\nmap.id = 'a..b'",
+        "topics.0.map.id: Value error, 'a..b' is not names joined by dots",
+    ),
+    (2 * "[[topics]]\nname = 'x'\ndecoder = 'dcache'\n" + KAFKA, "topics: 'x' has two rows"),
+    (TOPICS + "name = 'eventmill.events'\ndecoder = 'cloudevents'", "topics: 'eventmill.events' is backbone.topic"),
+    ("[[topics]]\nname = 'x'\ndecoder = 'dcache'", 'topics: they are read from Kafka: set backbone.kind = "kafka"'),
 ]
 
 
@@ -56,6 +106,55 @@ def test_what_is_wrong_is_said_with_file_and_key(text: str, message: str, tmp_pa
         load(file)
     assert message in str(refused.value)
     assert str(refused.value).startswith(str(file)) or "eventmill.toml" in str(refused.value)
+
+
+PROPERTIES = """
+[backbone]
+kind = "kafka"
+brokers = "kafka1.example.org:9093, [2001:db8::7]:9093,kafka3"
+
+[backbone.properties]
+security.protocol = "sasl_ssl"
+ssl.ca.location = "/etc/ca.pem"
+"socket.keepalive.enable" = true
+"fetch.wait.max.ms" = 50
+sasl.password = { env = "KAFKA_PASSWORD" }
+"ssl.key.password" = { file = "/etc/secret" }
+"""
+
+
+def test_properties_are_written_with_or_without_quotes(tmp_path: Path) -> None:
+    assert load(write(tmp_path, PROPERTIES)).backbone.properties == {
+        "security.protocol": "sasl_ssl",
+        "ssl.ca.location": "/etc/ca.pem",
+        "socket.keepalive.enable": True,
+        "fetch.wait.max.ms": 50,
+        "sasl.password": Secret(env="KAFKA_PASSWORD"),
+        "ssl.key.password": Secret(file=Path("/etc/secret")),
+    }
+
+
+def test_a_secret_is_read_when_it_is_used_and_shown_as_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret, file = Secret(env="THE_SECRET"), Secret(file=tmp_path / "secret")
+    for missing in (secret, file):
+        with pytest.raises(InvalidConfig, match="secret"):
+            missing.read()
+    monkeypatch.setenv("THE_SECRET", "s3cret")
+    (tmp_path / "secret").write_text("s3cret\n")
+    for there in (secret, file):
+        assert there.read() == "s3cret"
+        assert "s3cret" not in repr(there) + there.model_dump_json()
+    (tmp_path / "secret").write_bytes(b"\xff")
+    with pytest.raises(InvalidConfig, match=r"can't read the secret in .*: not text"):
+        file.read()
+
+
+def test_a_topic_starts_at_a_time(tmp_path: Path) -> None:
+    row = "name = 'billing'\ndecoder = 'dcache'\nstart = '2026-05-06T07:08:09Z'\n"
+    [topic] = load(write(tmp_path, TOPICS + row)).topics
+    assert topic.start == "2026-05-06T07:08:09Z"
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
