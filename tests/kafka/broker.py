@@ -260,7 +260,7 @@ class Broker(Topics):
             raise KafkaTrouble(f"Kafka's data directory can't be formatted:\n{ran.stdout}{ran.stderr}")
 
     def _java(self, heap_mb: int) -> list[str]:
-        java = program("java", "openjdk-17-jre-headless")
+        java = program("java", "default-jre-headless")
         logging = f"-Dlog4j2.configurationFile={self.directory / 'log4j2.yaml'}"
         # what makes a short life fast: no optimising compiler, no threads of a collector
         flags = [f"-Xmx{heap_mb}m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError"]

@@ -135,14 +135,16 @@ def test_a_broker_dies_with_its_process(tmp_path: Path) -> None:
         print(broker.process.pid, flush=True)
         time.sleep(600)"""
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        broker = os.pidfd_open(int(parent.stdout.readline()))
         try:
-            assert not select.select([broker], [], [], 0.5)[0]
-            parent.kill()
-            assert select.select([broker], [], [], 30)[0], "still there"
+            assert parent.stdout is not None
+            broker = os.pidfd_open(int(parent.stdout.readline()))
+            assert not select.select([broker], [], [], 0.5)[0], "gone before its parent"
         finally:
-            os.close(broker)
+            parent.kill()
+    try:
+        assert select.select([broker], [], [], 30)[0], "still there"
+    finally:
+        os.close(broker)
 
 
 def test_a_broker_that_cannot_start_says_why() -> None:
@@ -224,13 +226,16 @@ def test_what_a_cluster_has_acknowledged_outlives_its_leader() -> None:
 def test_the_command_runs_a_broker_until_it_is_interrupted(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.kafka", "--port", "0", "--dir", str(tmp_path), "--topic", "a:3", "b"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        address = re.search(r"ready on (\S+)", process.stdout.readline())
-        assert address is not None
-        topics = AdminClient({"bootstrap.servers": address[1]}).list_topics(timeout=10).topics
-        assert {name: len(topic.partitions) for name, topic in topics.items()} == {"a": 3, "b": 1}
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
+        try:
+            assert process.stdout is not None
+            address = re.search(r"ready on (\S+)", process.stdout.readline())
+            assert address is not None
+            topics = AdminClient({"bootstrap.servers": address[1]}).list_topics(timeout=10).topics
+            assert [len(topics[name].partitions) for name in ("a", "b")] == [3, 1]
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
 
 
 def test_a_missing_program_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
