@@ -43,6 +43,7 @@ def test_the_commands_of_a_first_look(cli: Cli) -> None:
         "explain",
         "match",
         "decode",
+        "record",
         "activations",
         "dead-letters",
         "generate",

@@ -55,6 +55,7 @@ def emit(
     rule: Annotated[
         str | None, typer.Option("--rule", metavar="RULE", help="With --from: only files that this rule matches.")
     ] = None,
+    lines: Annotated[bool, typer.Option("--lines", help="The file has many events, one a line.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the events instead of sending them.")] = False,
     namespace: options.Namespace = "_",
     url: options.Url = None,
@@ -62,11 +63,12 @@ def emit(
     data_dir: options.DataDir = None,
     json: options.Json = False,
 ) -> None:
-    """Send an event, or those of files that are there.
+    """Send events: one, many, or those of files.
 
     The event is made of a JSON file (or stdin) and the options, which win. With --from and --rule every file below DIR
     that the rule's pattern matches is announced as if it had just been written. The server knows an unchanged file by
     its digest: what a rule has dealt with, it does not start again; but other rules that match see the files, too.
+    With --lines the events are sent as they are; of an event that the server has had before, only the first one counts.
     """
     from eventmill.cli import output
     from eventmill.cli.client import Client, target
@@ -78,6 +80,12 @@ def emit(
             raise InvalidInput("emit --from DIR and --rule RULE belong together, and go with nothing else of an event")
         with Client(target(url, key, data_dir)) as client:
             _emit_files(client, namespace, files_from, rule, dry_run, json)
+        return
+    if lines:
+        if event_file is None or attributes or data or extension or dry_run:
+            raise InvalidInput("emit --lines EVENTS.jsonl (or -) goes with nothing else of an event")
+        with Client(target(url, key, data_dir)) as client:
+            _emit_lines(client, event_file, json)
         return
     event = _composed(event_file, attributes, data, extension)
     if dry_run:
@@ -170,6 +178,50 @@ def _emit_files(client: Any, namespace: str, folder: Path, rule: str, dry_run: b
         raise CommandFailed
 
 
+def _emit_lines(client: Client, file: str, json: bool) -> None:
+    """Send what comes, as it comes. Raises InvalidInput for a line that is no event: those before it have been sent."""
+    from contextlib import nullcontext
+
+    from eventmill.cli import output
+    from eventmill.cli.backfill import BATCH
+    from eventmill.cli.match import pieces
+
+    sent, name = 0, "stdin" if file == "-" else file
+    try:
+        opened = nullcontext(sys.stdin.buffer) if file == "-" else open(file, "rb")  # noqa: SIM115
+    except OSError as e:
+        raise InvalidInput(f"can't read {file}: {e.strerror}") from e
+    with opened as stream, output.progress("events", None) as step:
+        for first, raw in pieces(name, stream):
+            for at in range(0, len(raw), BATCH):
+                events, problem = _events_of(name, first + at, raw[at : at + BATCH])
+                if events:
+                    client.call("POST", "/events", events, content_type="application/cloudevents-batch+json")
+                    sent += len(events)
+                    step(len(events))
+                if problem is not None:
+                    raise InvalidInput(f"{problem} ({sent} events before it were accepted)")
+    if json:
+        output.json_line({"events": sent})
+    else:
+        output.line(f"accepted: {output.counted(sent, 'event')}")
+
+
+def _events_of(name: str, first: int, lines: list[bytes]) -> tuple[list[Event], str | None]:
+    """The events of these lines; up to the first one that is none, with what is the matter with it."""
+    from eventmill.errors import InvalidEvent
+    from eventmill.events import decode
+
+    events: list[Event] = []
+    for number, line in enumerate(lines, first):
+        if line and not line.isspace():
+            try:
+                events.append(decode(line))
+            except InvalidEvent as e:
+                return events, f"{name}:{number} is no event: {e}"
+    return events, None
+
+
 def explain(
     event_file: Annotated[str, typer.Argument(metavar="EVENT.json", help="An event as JSON; - for stdin.")],
     rule: Annotated[str | None, typer.Option("--rule", metavar="RULE", help="Only this rule.")] = None,
@@ -209,6 +261,7 @@ def register(app: typer.Typer) -> None:
             """eventmill emit --type org.lab.run.ended --subject /run/7 --data '{"good": true}'""",
             "eventmill emit event.json --id again-1",
             "eventmill emit --from /data/exfel --rule beamtime.inspect --dry-run",
+            "eventmill record billing --config mill.toml --events | eventmill emit --lines -",
             codes="0 accepted (durable), 1 refused or no server answered, 2 no event.",
         )
     )(emit)

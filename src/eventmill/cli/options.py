@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from eventmill.errors import EventmillError
+from eventmill.errors import EventmillError, InvalidConfig
+
+if TYPE_CHECKING:
+    from eventmill.config import Settings
 
 FAILED: Final = 1
 WRONG: Final = 2
@@ -37,6 +40,23 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON (one object a lin
 Config = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="Configuration (TOML); without it, the defaults.")
 ]
+Brokers = Annotated[
+    str | None,
+    typer.Option("--brokers", metavar="HOST:PORT,…", help="Kafka's brokers, instead of the configuration's."),
+]
+
+
+def kafka_settings(config: Path | None, brokers: str | None) -> Settings:
+    """The configuration, with these brokers. Raises InvalidConfig if it names no Kafka."""
+    from eventmill.config import load
+
+    settings = load(config, backbone={"kind": "kafka", "brokers": brokers}) if brokers else load(config)
+    if settings.backbone.kind != "kafka":
+        where = f'{config} has no backbone.kind = "kafka"' if config else "without a configuration"
+        raise InvalidConfig(
+            f"which Kafka? {where}: give --brokers HOST:PORT, or the --config of a server that reads it"
+        )
+    return settings
 
 
 class CommandFailed(EventmillError):

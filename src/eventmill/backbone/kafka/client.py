@@ -55,7 +55,7 @@ OURS: Final = {
     "auto.commit.interval.ms": _POSITIONS,
     "enable.auto.offset.store": _POSITIONS,
     "offset.store.method": _POSITIONS,
-    "enable.partition.eof": "nothing of ours asks for the end of a partition",
+    "enable.partition.eof": "who needs the ends of partitions asks for them",
     "enable.idempotence": _DURABLE,
     "enable.gapless.guarantee": _DURABLE,
     "acks": _DURABLE,
@@ -198,9 +198,17 @@ _ADVICE: Final = {
 """What an error means for the person on call, and what helps: by librdkafka's name of it."""
 
 
-def explain(error: KafkaError) -> str:
-    """One of librdkafka's errors in a line: what is wrong, what helps, and in brackets what librdkafka said."""
+_TRIED_AGAIN = re.compile(r"(?<=\?) (It is|They are) (tried|taken up) again.*|; (the event stays|it is read as soon).*")
+
+
+def explain(error: KafkaError, *, is_tried_again: bool = True) -> str:
+    """One of librdkafka's errors in a line: what is wrong, what helps, and in brackets what librdkafka said.
+
+    `is_tried_again`: by a server, which goes on; a command does not.
+    """
     name, text = error.name(), " ".join(error.str().split())
     said = f"{name}: {text}" if text else name
     advice = _ADVICE.get(name)
+    if advice and not is_tried_again:
+        advice = _TRIED_AGAIN.sub("", advice)
     return f"{advice} ({said})" if advice else f"Kafka: {said}"
