@@ -9,29 +9,48 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from eventmill.cli import app
-from eventmill.config import FileSource, PathMap, Pool, Settings
+from eventmill.config import FileSource, PathMap, Pool, Secret, Settings, Topic, load
 from tests.cli import flows
 from tests.cli.conftest import Cli
 from tests.cli.server import started, wait_for
 
 PAGE = (Path(__file__).parents[2] / "docs/operating.md").read_text()
-ROW = re.compile(r"^\| `([a-z_]+\.(?:NAME\.)?[a-z_]+)` \| (.+?) \| (.+?) \|$", re.MULTILINE)
+ROW = re.compile(r"^\| `([a-z_]+(?:\.NAME)?(?:\.[a-z_]+)+)` \| (.+?) \| (.+?) \|$", re.MULTILINE)
 DEPENDS_ON_THE_MACHINE = {"functions.workers_max", "pools.NAME.cpus"}
 
 
 def settings() -> dict[str, Any]:
     """Default of every setting, by the name that the page uses; `...` without one."""
     found: dict[str, Any] = {}
-    for section in ("server", "functions", "limits", "retention"):
+    for section in ("server", "backbone", "functions", "limits", "retention"):
         model = Settings.model_fields[section].annotation
-        assert model is not None
-        found |= {f"{section}.{name}": field.get_default() for name, field in model.model_fields.items()}
-    for prefix, row in (("pools.NAME", Pool), ("paths", PathMap), ("files", FileSource)):
-        for name, field in row.model_fields.items():
+        assert isinstance(model, type)
+        found |= defaults(section, model)
+    for prefix, row in (("topics", Topic), ("pools.NAME", Pool), ("paths", PathMap), ("files", FileSource)):
+        found |= defaults(prefix, row)
+    return found
+
+
+def defaults(prefix: str, model: type[BaseModel]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            found |= defaults(f"{prefix}.{name}", type(field.default))
+        else:
             found[f"{prefix}.{name}"] = ... if field.is_required() else field.get_default()
     return found
+
+
+def shown_default(name: str, default: Any) -> str:
+    """A default as the page has it."""
+    if default is ...:
+        return "required"
+    if default is None and name.startswith("paths."):
+        return "the subject"
+    return "none" if default is None or default == "" else f"`{default}`".replace("'", '"')
 
 
 def test_every_setting_is_described() -> None:
@@ -40,20 +59,20 @@ def test_every_setting_is_described() -> None:
 
 def test_defaults_are_those_of_the_code() -> None:
     for name, shown, _ in ROW.findall(PAGE):
-        default = settings()[name]
-        if name in DEPENDS_ON_THE_MACHINE:
-            continue
-        expected = (
-            "required" if default is ... else "the subject" if default is None else f"`{default}`".replace("'", '"')
-        )
-        assert shown == expected, name
+        if name not in DEPENDS_ON_THE_MACHINE:
+            assert shown == shown_default(name, settings()[name]), name
 
 
-def test_the_example_is_a_configuration(cli: Cli) -> None:
-    [example] = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+def test_the_examples_are_configurations(cli: Cli) -> None:
+    example, kafka = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
     tomllib.loads(example)
     ran = cli("check", "--json", "--config", cli.write("mill.toml", example))
     assert ran.objects[0]["settings"]["pools"]["local"]["cpus"] == 32
+    settings = load(Path(cli.write("kafka.toml", kafka)))
+    assert settings.backbone.properties["sasl.password"] == Secret(file=Path("/etc/eventmill/kafka.password"))
+    record = b'{"kind": "made", "meta": {"id": 7, "at": 0}, "file": {"path": "/x"}}\n'
+    [event] = cli("decode", "--topic", "lab.a", "--config", "kafka.toml", stdin=record).objects
+    assert (event["type"], event["subject"], event["time"]) == ("org.example.made", "/x", "1970-01-01T00:00:00.000Z")
 
 
 def test_commands_exist() -> None:
