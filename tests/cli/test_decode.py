@@ -81,13 +81,80 @@ def test_options_reach_the_decoder(cli: Cli) -> None:
     assert "paul" not in json.dumps(event)
 
 
+EVENT = {"specversion": "1.0", "id": "1", "source": "//lab/device", "type": "org.lab.done"}
+
+
+def test_cloudevents(cli: Cli) -> None:
+    other, null = {**EVENT, "source": "//elsewhere"}, {**EVENT, "subject": None}
+    ran = cli("decode", "--decoder", "cloudevents", "--explain", stdin=lines(null, {**EVENT, "id": ""}, other))
+    assert ran.code == 1
+    assert ran.objects[0] == EVENT
+    assert ran.objects[1]["why"] == "attribute 'id': must not be empty"
+    ran = cli("decode", "--decoder", "cloudevents", "--source", "//lab/", "--explain", stdin=lines(EVENT, other))
+    assert ran.code == 0
+    assert ran.objects == [EVENT, {"file": "stdin", "line": 2, "outcome": "none", "why": "from another source"}]
+    assert "1 make no event: from another source" in ran.err
+
+
+def test_plain_json(cli: Cli) -> None:
+    ran = cli("decode", "--decoder", "json", "--source", "//lab", stdin=lines({"type": "x", "n": 1}, {"n": 1}))
+    assert ran.code == 1
+    [event] = ran.objects
+    assert (event["source"], event["type"], event["data"]) == ("//lab", "x", {"type": "x", "n": 1})
+    assert ran.err == "eventmill decode: stdin:2: no type: there is no text at 'type'\n"
+
+
+TOPICS = """
+[backbone]
+kind = "kafka"
+
+[[topics]]
+name = "lab.billing"
+decoder = "dcache"
+instance = "desy"
+personal = "keep"
+
+[[topics]]
+regex = 'lab\\..*'
+decoder = "json"
+source = "//lab"
+map = { id = "meta.id", type = "kind" }
+"""
+
+
+def test_as_the_configuration_says_for_a_topic(cli: Cli) -> None:
+    config = cli.write("mill.toml", TOPICS)
+    [event] = cli("decode", "--topic", "lab.billing", "--config", config, stdin=lines(WRITE)).objects
+    assert event["source"] == "//dcache/desy"
+    assert "UserNamePrincipal[paul]" in event["data"]["subject"]
+    record = {"kind": "made", "meta": {"id": 7}}
+    [event] = cli("decode", "--topic", "lab.files", "--config", config, stdin=lines(record)).objects
+    assert (event["id"], event["type"]) == ("7", "made")
+    ran = cli("decode", "--topic", "labyrinth", "--config", config)
+    assert ran.code == 2
+    assert "has no [[topics]] for it (known: lab.billing, lab\\..*)" in " ".join(ran.err.split())
+
+
 @pytest.mark.parametrize(
-    "wrong",
-    [("decode",), ("decode", "--decoder", "eos"), (*DECODE, "--personal", "sell"), (*DECODE, "--instance", "")],
+    ("wrong", "message"),
+    [
+        (("decode",), "either --decoder, or --topic"),
+        (("decode", "--decoder", "eos"), "eos"),
+        ((*DECODE, "--personal", "sell"), "sell"),
+        ((*DECODE, "--instance", ""), "needs a name"),
+        ((*DECODE, "--source", "//x"), "'source' is a setting of decoder cloudevents and json alone"),
+        (("decode", "--decoder", "json"), "decoder json needs a source"),
+        (("decode", "--decoder", "json", "--source", "no uri"), "attribute 'source'"),
+        (("decode", "--decoder", "cloudevents", "--srm", "transfer"), "'srm' is a setting of decoder dcache alone"),
+        (("decode", "--topic", "t"), "has no [[topics]] for it (known: none)"),
+        ((*DECODE, "--topic", "t"), "the configuration says how to decode"),
+        (("decode", "--topic", "t", "--srm", "request"), "the configuration says how to decode"),
+    ],
 )
-def test_wrong_usage(cli: Cli, wrong: tuple[str, ...]) -> None:
+def test_wrong_usage(cli: Cli, wrong: tuple[str, ...], message: str) -> None:
     ran = cli(*wrong, stdin=lines(WRITE))
     assert (ran.code, ran.out) == (2, "")
+    assert message in " ".join(ran.err.replace("│", " ").split())
 
 
 def test_a_file_that_is_missing_does_not_stop_the_others(cli: Cli) -> None:
