@@ -101,5 +101,8 @@ class LostPartition(EventmillError):
     """Another server owns this `partition` now (its epoch has moved on); the transaction was rolled back."""
 
     def __init__(self, partition: Any) -> None:
-        super().__init__(f"{partition.topic}/{partition.number} has another owner now")
+        super().__init__(
+            f"another server has taken over {partition.topic}/{partition.number}: this one stood still for so long that"
+            " it was taken for dead (was it suspended, or its machine overloaded?)"
+        )
         self.partition = partition

@@ -62,14 +62,28 @@ class KafkaMill(Mill):
     """`topics`: names of the topics by their kind; `own` is the server's."""
 
     def __init__(
-        self, directory: Path, broker: Broker, *, protocol: str = "classic", session_timeout_s: float = 3.0
+        self,
+        directory: Path,
+        broker: Broker,
+        *,
+        protocol: str = "classic",
+        session_timeout_s: float = 3.0,
+        beside: KafkaMill | None = None,
     ) -> None:
+        """`beside`: another one, whose topics and store it shares: two servers on one database."""
         self.broker = broker
         self.session_timeout_s = session_timeout_s
         name = uuid.uuid4().hex[:8]
-        self.topics = {kind: f"{kind}-{name}" for kind in PARTITIONS}
+        self.topics: dict[str, str] = {kind: f"{kind}-{name}" for kind in PARTITIONS}
+        if beside is not None:
+            self.topics = beside.topics
         settings = {"brokers": broker.bootstrap, "protocol": protocol, "session_timeout_s": session_timeout_s}
         super().__init__(directory, CONFIG + KAFKA.format(**settings, **self.topics))
+        if beside is not None:
+            self.witness = beside.witness
+            self.data.mkdir(mode=0o700)
+            (self.data / "store.db").symlink_to(beside.data / "store.db")
+            return
         for kind, partitions in PARTITIONS.items():
             broker.create_topic(self.topics[kind], partitions)
 
@@ -194,10 +208,16 @@ def _few(values: set[object] | set[Effect] | set[str]) -> str:
 
 @contextmanager
 def kafka_mill(
-    directory: Path, broker: Broker, *, protocol: str = "classic", session_timeout_s: float = 3.0
+    directory: Path,
+    broker: Broker,
+    *,
+    protocol: str = "classic",
+    session_timeout_s: float = 3.0,
+    beside: KafkaMill | None = None,
 ) -> Iterator[KafkaMill]:
     """A mill that is ended, however the test ends."""
-    m = KafkaMill(directory, broker, protocol=protocol, session_timeout_s=session_timeout_s)
+    directory.mkdir(exist_ok=True)
+    m = KafkaMill(directory, broker, protocol=protocol, session_timeout_s=session_timeout_s, beside=beside)
     try:
         yield m
     finally:

@@ -99,27 +99,31 @@ class Engine:
 
     async def run(self) -> None:
         """Turn after turn, for whatever has come, until `stop`."""
-        try:
-            while (taken := await self._inbox.take()) is not None:
-                work, readers = taken
-                await self._deal_with(work)
-                for reader in readers:
-                    if not reader.done():
-                        reader.set_result(None)
-                self._arm()
-                await asyncio.sleep(0)  # others have their turn, too, however much there is to do
-        finally:
-            self._stopped.set()
+        while (taken := await self._inbox.take()) is not None:
+            work, readers = taken
+            await self._deal_with(work)
+            for reader in readers:
+                if not reader.done():
+                    reader.set_result(None)
+            self._arm()
+            await asyncio.sleep(0)  # others have their turn, too, however much there is to do
+        self._stopped.set()
 
     async def drain(self) -> None:
         """Hand over nothing more; return when nothing is under way. What waits, waits on disk for the next server."""
         self._draining = True
         if self._reader is not None:
             self._reader.cancel()
-        while functions := [id for id in self._flight if not self._flight.queue(id).startswith("pool:")]:
-            _log.info("waiting for %d functions under way", len(functions))
+        told = False
+        while self.problem is None and (functions := self._functions_under_way()):
+            if not told:
+                _log.info("waiting for %d functions under way", len(functions))
+                told = True
             self._landed.clear()
             await self._landed.wait()
+
+    def _functions_under_way(self) -> list[str]:
+        return [id for id in self._flight if not self._flight.queue(id).startswith("pool:")]
 
     async def stop(self) -> None:
         """End the loop. What executors had not reported is found by the next server."""
@@ -518,6 +522,8 @@ class Engine:
             try:
                 return await self._recover(new)
             except LostPartition as lost:
+                if lost.partition == self._backbone.home:
+                    raise
                 new.remove(lost.partition)
 
     async def _recover(self, partitions: Sequence[Partition]) -> None:

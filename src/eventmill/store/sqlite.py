@@ -56,6 +56,7 @@ class SqliteStore(Store):
     @classmethod
     def open(cls, path: Path) -> SqliteStore:
         """Open or create; bring older tables up to date. Raises InvalidConfig if that can't be done."""
+        path = path.resolve()  # where SQLite has the WAL, too, if it is a link
         try:
             connection = _engine(path).connect()
             with _transaction(connection.connection.driver_connection):  # type: ignore[arg-type]
