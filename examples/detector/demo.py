@@ -4,6 +4,7 @@
     ./dev demo --runs 50 --rate 20  more, and faster
     ./dev demo --serve              leave the server running, and go on writing runs by hand
     ./dev demo --config site.toml   on another backbone or batch system; the flow file stays as it is
+    ./dev demo --kafka              on a Kafka of its own, with dCache's records of the files (kafka.toml)
 
 It uses nothing but the command line (`eventmill run flow.py --json`) and reads what that prints.
 """
@@ -21,16 +22,23 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from eventmill.config import load
+
+if TYPE_CHECKING:
+    from storage import Storage
+
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+DCACHE = "/pnfs/example.org/detector"
+"""What dCache calls the directory of all demos."""
 PATIENCE_S = 120
 """The demo gives up when nothing has happened for this long."""
 
@@ -38,9 +46,11 @@ PATIENCE_S = 120
 class Demo:
     """What is known of every file: when it was closed, and the activations that it led to."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, storage: Storage | None) -> None:
         self.directory = directory
+        self.storage = storage
         self.closed: dict[str, float] = {}
+        """When each file was closed, or, with a storage, told of: seconds since 1970."""
         self.inspected: dict[str, dict[str, Any]] = {}
         self.chains: dict[str, dict[str, Any]] = {}
         self.steps: dict[tuple[str, int], dict[str, Any]] = {}
@@ -81,19 +91,24 @@ def main() -> int:
     directory = options.directory.absolute()
     (directory / "raw").mkdir(parents=True, exist_ok=True)
     console = Console()
-    demo = Demo(directory)
     shown = _relative(directory)
     console.print(f"[bold]Eventmill demo[/bold]: {options.runs} runs, {options.rate:g} a second, into {shown}/raw")
-    with _server(directory, options.config) as (process, ready):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_kafka(console, options))
+        config = _configured(directory, options.config)
+        demo = Demo(directory, _storage(console, config))
+        process, ready = stack.enter_context(_server(directory, config))
         threading.Thread(target=_read, args=(process, demo, directory), daemon=True).start()
         ready()
+        if demo.storage is not None:
+            _until_read(directory, demo.storage.partitions)
         _expose(demo, directory, options)
         demo.wait()
         table = _table(demo)
         console.print(table)
         _summary(console, demo, directory)
         if options.serve:
-            _hints(console, directory)
+            _hints(console, demo)
             with contextlib.suppress(KeyboardInterrupt):
                 signal.pause()
         else:
@@ -107,13 +122,16 @@ def _relative(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
-def _hints(console: Console, directory: Path) -> None:
+def _hints(console: Console, demo: Demo) -> None:
     """What to do with a server that goes on: lines to paste."""
-    python, state = Path(sys.executable), directory / ".eventmill"
+    python, state = Path(sys.executable), demo.directory / ".eventmill"
     eventmill = _relative(python.with_name("eventmill"))
     console.print(f"still serving at {(state / 'address').read_text().strip()}; Ctrl-C ends it. In another shell:")
+    more = f"{_relative(python)} {_relative(HERE / 'detector.py')} {_relative(demo.directory)}/raw"
+    if demo.storage is not None:
+        more = f"{eventmill} record {demo.storage.topic} --brokers {demo.storage.brokers}"
     for command in (
-        f"{_relative(python)} {_relative(HERE / 'detector.py')} {_relative(directory)}/raw",
+        more,
         f"{eventmill} activations list --data-dir {_relative(state)}",
     ):
         console.print(f"  {command}", soft_wrap=True, highlight=False)
@@ -128,16 +146,72 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--config", type=Path, help="configuration to start from (another backbone, another batch system)"
     )
+    parser.add_argument("--kafka", action="store_true", help="start a Kafka broker for it")
     parser.add_argument("--directory", type=Path, default=Path("demo-results") / time.strftime("%Y%m%d-%H%M%S"))
     return parser.parse_args()
 
 
 @contextlib.contextmanager
-def _server(directory: Path, base: Path | None) -> Iterator[tuple[subprocess.Popen[str], Any]]:
-    """`eventmill run flow.py` in a process of its own, and a function that returns when it serves."""
-    config = directory / "eventmill.toml"
-    own = f'[[paths]]\nsubject = "/detector"\nlocal = "{directory}"\n\n[functions]\npreload = ["numpy", "h5py"]\n'
+def _kafka(console: Console, options: argparse.Namespace) -> Iterator[None]:
+    """A broker, if one is wanted."""
+    if not options.kafka:
+        yield
+        return
+    sys.path.insert(0, str(HERE.parents[1]))
+    from tests.kafka.broker import Broker
+
+    options.config = options.config or HERE / "kafka.toml"
+    console.print("starting Kafka (the first time, Maven has to bring it) …")
+    with Broker() as broker:
+        os.environ["EVENTMILL_BACKBONE__BROKERS"] = broker.bootstrap
+        yield
+
+
+def _configured(directory: Path, base: Path | None) -> Path:
+    """The configuration: the given one, and where the detector's files are.
+
+    On Kafka the group, our topic and dCache's name of the directory are this demo's own: what an earlier one has left
+    there is not for its store.
+    """
+    config, stamp = directory / "eventmill.toml", f"{time.time_ns() // 1_000_000:x}"
+    own = f'[[paths]]\nsubject = "/detector"\nsource = "{DCACHE}/{stamp}"\nlocal = "{directory}"\n\n'
+    own += '[functions]\npreload = ["numpy", "h5py"]\n'
     config.write_text((base.read_text() + "\n" if base else "") + own)
+    os.environ["EVENTMILL_BACKBONE__GROUP"] = os.environ["EVENTMILL_BACKBONE__TOPIC"] = f"eventmill-demo-{stamp}"
+    return config
+
+
+def _storage(console: Console, config: Path) -> Storage | None:
+    """Who tells of the files, if the configuration has a topic of dCache's."""
+    settings = load(config)
+    if not any(row.decoder == "dcache" for row in settings.topics):
+        return None
+    from storage import Storage
+
+    storage = Storage(settings, f"{settings.paths[-1].source}/raw")
+    console.print(f"dCache's records go to {storage.topic} on Kafka at {settings.backbone.brokers}")
+    return storage
+
+
+def _until_read(directory: Path, partitions: int) -> None:
+    """Until the server has taken all partitions, and its own log: the first files are not to wait for that."""
+    deadline = time.monotonic() + PATIENCE_S
+    with _client(directory) as client:
+        while f"eventmill_partitions {partitions + 1}.0" not in client.get("/metrics").text:
+            if time.monotonic() > deadline:
+                raise SystemExit(f"the topics are not read: see {directory / 'server.log'}")
+            time.sleep(0.1)
+
+
+def _client(directory: Path) -> httpx.Client:
+    state = directory / ".eventmill"
+    uuid, secret = (state / "key").read_text().strip().split(":")
+    return httpx.Client(base_url=(state / "address").read_text().strip(), auth=(uuid, secret))
+
+
+@contextlib.contextmanager
+def _server(directory: Path, config: Path) -> Iterator[tuple[subprocess.Popen[str], Any]]:
+    """`eventmill run flow.py` in a process of its own, and a function that returns when it serves."""
     command = [str(Path(sys.executable).with_name("eventmill")), "run", str(HERE / "flow.py"), "--json", "--port", "0"]
     command += ["--config", str(config), "--data-dir", str(directory / ".eventmill")]
     serving = threading.Event()
@@ -181,10 +255,7 @@ def _read(process: subprocess.Popen[str], demo: Demo, directory: Path) -> None:
     for text in process.stdout:
         line = json.loads(text)
         if line["kind"] == "activation":
-            if client is None:
-                state = directory / ".eventmill"
-                uuid, secret = (state / "key").read_text().strip().split(":")
-                client = httpx.Client(base_url=(state / "address").read_text().strip(), auth=(uuid, secret))
+            client = client or _client(directory)
             try:
                 line |= client.get(f"/eventmill/v1/activations/{line['activationId']}").json()
             except httpx.HTTPError:
@@ -196,7 +267,8 @@ def _expose(demo: Demo, directory: Path, options: argparse.Namespace) -> None:
     from detector import expose
 
     for path in expose(directory / "raw", options.runs, options.rate, options.seed):
-        demo.closed[f"/detector/raw/{path.name}"] = path.stat().st_mtime  # of its last write, a moment before the close
+        at = path.stat().st_mtime  # of its last write, a moment before the close
+        demo.closed[f"/detector/raw/{path.name}"] = at if demo.storage is None else demo.storage.tell(path)
     with demo.news:
         demo.total = len(demo.closed)
 
@@ -205,7 +277,7 @@ def _table(demo: Demo) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     for name in ("file", "event", "activation", "after", "frames", "job", "took", "run"):
         table.add_column(name, no_wrap=True)
-    table.title = "the way of every file (after: from its close to the function's first line)"
+    table.title = f"the way of every file (after: from its {_beginning(demo)} to the function's first line)"
     for id, line in sorted(demo.inspected.items(), key=lambda item: item[1]["params"].get("subject", "")):
         subject, result = line["params"]["subject"], line["result"]
         row = [
@@ -227,9 +299,13 @@ def _table(demo: Demo) -> Table:
     return table
 
 
+def _beginning(demo: Demo) -> str:
+    return "close" if demo.storage is None else "record"
+
+
 def _latency_ms(demo: Demo, line: dict[str, Any]) -> float:
-    """From the file's close to the first line of the function. Both are known to a few milliseconds only: the kernel's
-    clock for files ticks every 4 ms, and starts are told in whole ones."""
+    """From the file's close, or from the sending of its record, to the first line of the function. Both are known to a
+    few milliseconds only: the kernel's clock for files ticks every 4 ms, and starts are told in whole ones."""
     return max(0.0, float(line["start"]) - 1000 * demo.closed.get(line["params"]["subject"], 0))
 
 
@@ -239,10 +315,11 @@ def _summary(console: Console, demo: Demo, directory: Path) -> None:
     activations = len(demo.inspected) + len(demo.chains) + len(demo.steps)
     registered = sum(chain["state"] == "succeeded" for chain in demo.chains.values())
     p50, p99 = latencies[len(latencies) // 2], latencies[int(0.99 * len(latencies))]
+    events = len({(line["cause"]["source"], line["cause"]["id"]) for line in demo.inspected.values()})
     console.print(
-        f"{len(demo.closed)} files, {activations} activations, {jobs} jobs, {registered} runs registered, "
-        f"{len(demo.letters)} dead letters\n"
-        f"close → first line: p50 {p50:.1f} ms, p99 {p99:.1f} ms"
+        f"{len(demo.closed)} files, {events} events, {activations} activations, {jobs} jobs, "
+        f"{registered} runs registered, {len(demo.letters)} dead letters\n"
+        f"{_beginning(demo)} → first line: p50 {p50:.1f} ms, p99 {p99:.1f} ms"
     )
     for letter in demo.letters:
         console.print(f"[red]dead letter {letter['seq']}[/red]: {letter['reason']}")

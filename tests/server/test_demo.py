@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.kafka.broker import Broker
+
 DEMO = Path(__file__).parents[2] / "examples" / "detector" / "demo.py"
 
 
@@ -28,6 +30,26 @@ def test_the_demo_ends_by_itself_and_leaves_its_results(tmp_path: Path) -> None:
         runs = catalogue.execute("SELECT run, image FROM runs").fetchall()
     assert runs
     assert all((results / image).read_bytes().startswith(b"\x89PNG") for _, image in runs)
+
+
+@pytest.mark.slow
+def test_the_same_demo_on_kafka(tmp_path: Path, broker: Broker) -> None:
+    """The flow file is the same; what tells of the files is dCache's records, and nobody watches the directory."""
+    topic = broker.create_topic(partitions=2)
+    base = DEMO.with_name("kafka.toml").read_text()
+    base = base.replace("127.0.0.1:9092", broker.bootstrap).replace('"billing"', f'"{topic}"')
+    (tmp_path / "kafka.toml").write_text(base)
+    command = [sys.executable, str(DEMO), "--runs", "8", "--rate", "20", "--directory", str(tmp_path / "demo")]
+    command += ["--config", str(tmp_path / "kafka.toml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "demo/server.log").read_text()
+    assert "8 files, 8 events, " in done.stdout
+    assert "0 dead letters" in done.stdout
+    assert "record → first line: p50 " in done.stdout
+    assert max(map(len, done.stdout.replace(str(tmp_path), "").splitlines())) <= 80
+    assert sum(broker.end_offsets(topic).values()) == 1 + 2 * 8
+    with closing(sqlite3.connect(tmp_path / "demo/results/catalogue.sqlite")) as catalogue:
+        assert catalogue.execute("SELECT count(*) FROM runs").fetchone()[0] > 0
 
 
 @pytest.mark.slow

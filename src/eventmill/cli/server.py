@@ -47,7 +47,8 @@ def run(
 
     Nothing else needs to be installed. Ctrl-C ends it: what runs is let finish; a second Ctrl-C ends it at once.
 
-    Directories that its files.written(…) globs name are watched. One line is printed for every activation that ends
+    Directories that its files.written(…) globs name are watched, unless the configuration reads topics of Kafka: there
+    the storage system tells of its files. One line is printed for every activation that ends
     and for every dead letter. State is kept in the data directory: the next run goes on where this one ended.
     """
     from eventmill.cli.flows import flow_entities, read_flow

@@ -52,7 +52,10 @@ COUNTING_S = 0.5
 
 
 def watches(entities: Iterable[Entity], settings: Settings) -> list[Watch]:
-    """The directories to watch beyond those of the configuration; none lies inside of another."""
+    """The directories to watch beyond those of the configuration; none lies inside of another. None at all where
+    topics are read: there it is the storage system that tells of its files, and would tell of each a second time."""
+    if settings.topics:
+        return []
     chosen = [source.path.absolute() for source in settings.files]
     found: list[Watch] = []
     for root in sorted(_rules_by_root(entities, settings)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -17,6 +17,8 @@ from confluent_kafka.admin import AdminClient
 from eventmill.backbone.kafka import client, places
 from eventmill.config import Backbone
 from eventmill.errors import Unavailable
+
+T = TypeVar("T")
 
 PATIENCE_S: Final = 30.0
 """How long Kafka may be away before a command gives up."""
@@ -39,14 +41,13 @@ class _Client:
         }
         self.admin = AdminClient(self.properties)
 
+    def check_topic(self) -> None:
+        """Raises Unavailable if the topic isn't there."""
+        self._asked(lambda: places.describe(self.admin, self.topic))
+
     def offsets(self, start: str) -> dict[int, int]:
-        """The offset of each partition's first record from `start` on (as in `[[topics]]`). Raises Unavailable, also if
-        the topic isn't there."""
-        try:
-            found = places.find(self.admin, self.topic, {}, (), (), start).new
-        except KafkaException as e:
-            self.admin.poll(0)  # what was the matter meanwhile
-            raise self.unavailable(e.args[0]) from None
+        """The offset of each partition's first record from `start` on (as in `[[topics]]`). Raises Unavailable."""
+        found = self._asked(lambda: places.find(self.admin, self.topic, {}, (), (), start).new)
         return {number: position + 1 for number, position in found.items()}
 
     def unavailable(self, error: KafkaError) -> Unavailable:
@@ -54,6 +55,13 @@ class _Client:
         if self.trouble is not None and error.code() in (KafkaError._TIMED_OUT, KafkaError._MSG_TIMED_OUT):
             error = self.trouble
         return Unavailable(f"topic {self.topic}: {client.explain(error, is_tried_again=False)}")
+
+    def _asked(self, question: Callable[[], T]) -> T:
+        try:
+            return question()
+        except KafkaException as e:
+            self.admin.poll(0)  # what was the matter meanwhile
+            raise self.unavailable(e.args[0]) from None
 
     def _on_error(self, error: KafkaError) -> None:
         self.trouble = error
@@ -67,7 +75,7 @@ class Sender:
 
     def __init__(self, backbone: Backbone, topic: str) -> None:
         self._client = _Client(backbone, topic)
-        self._client.offsets("latest")
+        self._client.check_topic()
         timeout = {"delivery.timeout.ms": int(PATIENCE_S * 1000)}
         given = self._client.properties
         self._producer = Producer({**timeout, **given, "enable.idempotence": True, "acks": "all"})
