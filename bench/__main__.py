@@ -18,6 +18,7 @@ BENCHMARKS = {
     "ingest": ["bench.ingest"],
     "activate": ["bench.activate"],
     "latency": ["bench.latency"],
+    "kafka-route": ["bench.kafka_route"],
     "waiting": ["bench.waiting"],
     "sdk": ["bench.sdk_import", "bench.worker"],
 }

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eventmill.backbone import Backbone
 from eventmill.backbone.embedded import EmbeddedBackbone
+from eventmill.backbone.kafka import KafkaBackbone
 from eventmill.backbone.room import Room
 from eventmill.config import Settings, load
 from eventmill.engine import Engine, pool_queue
+from eventmill.events import PathTable
 from eventmill.executors import Executor
 from eventmill.executors.local import LocalQueue
 from eventmill.executors.pool import Pool
@@ -23,7 +26,7 @@ NAMESPACE = "bench"
 @dataclass(frozen=True, slots=True)
 class Mill:
     store: SqliteStore
-    backbone: EmbeddedBackbone
+    backbone: Backbone
     engine: Engine
     pool: Pool
 
@@ -66,7 +69,11 @@ async def mill(directory: Path, settings: Settings | None = None, *, workers: in
     """Everything but the engine is started; start it when the measurement begins."""
     settings = settings or load(limits={"disk_free_mb": 0})
     store = SqliteStore.open(directory / "store.db")
-    backbone = EmbeddedBackbone(store, Room(directory, 0), batch_max=settings.limits.batch_events, batch_bytes=16 << 20)
+    room = Room(directory, 0)
+    log = EmbeddedBackbone(store, room, batch_max=settings.limits.batch_events, batch_bytes=settings.limits.batch_bytes)
+    backbone: Backbone = log
+    if settings.backbone.kind == "kafka":
+        backbone = KafkaBackbone(store, log, room, settings, PathTable(settings.paths))
     await backbone.start()
     pool = Pool(store.code, state_dir=directory / "functions", workers_max=workers)
     queue = LocalQueue(

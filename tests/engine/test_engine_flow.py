@@ -380,7 +380,6 @@ def test_a_record_that_is_no_event_is_a_dead_letter_and_the_log_moves_on(tmp_pat
                 b'{"type":"test"}',
                 b'{"type":"test","id":1,"source":[]}',
                 b"\xff",
-                b"",
                 b"null",
             ]
             await w.store.transact(lambda tx: tx.emit(bad, 1))

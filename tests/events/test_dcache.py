@@ -529,3 +529,11 @@ def test_the_page_has_every_type_and_its_flow_is_one() -> None:
         index.add(name, parse(rule.pattern))
     assert len(index) == 2
     assert len(index.match(fields)) == 1
+
+
+def test_a_record_of_a_type_that_nobody_waits_for_is_left_alone() -> None:
+    raw = orjson.dumps({"msgType": "hit", "date": "2026-01-01T00:00:00Z", "cellType": "pool", "pnfsid": "0000AB"})
+    decoder = DcacheDecoder("d", paths=PathTable())
+    assert decoder.fields(raw, {"org.dcache.file.written"}) is None
+    assert decoder.ignored.counts == {}
+    assert decoder.fields(raw, {"org.dcache.file.hit"}) == decoder.fields(raw)

@@ -202,6 +202,21 @@ def test_order_is_that_of_adding_and_each_comes_once() -> None:
     assert index.match({"a": "/d/e/f", "b": 1}) == [1, 0]
 
 
+def test_types_are_those_that_patterns_name() -> None:
+    index: Index[int] = Index()
+    assert index.types == set()
+    index.add(1, parse({"type": ["a", "b"], "x": [1]}))
+    index.add(2, parse({"$or": [{"type": ["b"]}, {"type": ["c"]}]}))
+    assert index.types == {"a", "b", "c"}
+    for key, any_type in enumerate(({"x": [1]}, {"type": [{"prefix": "a"}]}, {"type": ["a", {"suffix": "b"}]}), 3):
+        index.add(key, parse(any_type))
+        assert index.types is None
+        index.remove(key)
+        assert index.types == {"a", "b", "c"}
+    index.remove(1)
+    assert index.types == {"b", "c"}
+
+
 def test_keys_are_unique() -> None:
     index = index_of({"a": ["x"]})
     with pytest.raises(Conflict):

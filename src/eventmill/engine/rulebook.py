@@ -7,7 +7,7 @@ commits was matched against the rules that are in force at its commit (design: g
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from eventmill.entities import Action, Rule
@@ -49,6 +49,10 @@ class RuleBook:
     def match(self, fields: Mapping[str, Any]) -> list[Rule]:
         """The active rules whose pattern matches these fields of an event."""
         return [self._rules[uid] for uid in self._index.match(fields)]
+
+    def types(self) -> Set[str] | None:
+        """All types of events that an active rule can match; None: any."""
+        return self._index.types
 
     def catch_up(self, tx: Tx) -> bool:
         """Bring the book to the store's generation; True if anything had changed."""

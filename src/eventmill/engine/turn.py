@@ -95,12 +95,15 @@ class Turn:
     def take_batch(self, batch: Batch) -> None:
         """Match records and record what they cause, with the position."""
         matches: dict[str, _Match] = {}
+        fields_of, match_rules, types, refused = batch.decoder.fields, self.book.match, self.book.types(), batch.refused
         for offset, value in zip(batch.offsets, batch.values, strict=True):
+            if refused and offset in refused:
+                self.refuse_record(refused[offset], batch, offset, value)
+                continue
             try:
-                if offset in batch.refused:
-                    self.refuse_record(batch.refused[offset], batch, offset, value)
-                else:
-                    self._match(value, batch, matches)
+                fields = fields_of(value, types)
+                if fields is not None and (rules := match_rules(fields)):
+                    self._note(rules, batch.decoder.event(fields), batch.partition, matches)
             except DecodeError as e:
                 self.refuse_record(str(e), batch, offset, value)
         known = self.tx.activations.known(matches)
@@ -110,17 +113,10 @@ class Turn:
         self.settle()
         self.tx.advance(batch.partition, batch.position)
 
-    def _match(self, value: bytes, batch: Batch, matches: dict[str, _Match]) -> None:
-        fields = batch.decoder.fields(value)
-        if fields is None:
-            return
-        rules = self.book.match(fields)
-        if not rules:
-            return
-        event = batch.decoder.event(fields)
+    def _note(self, rules: Sequence[Rule], event: Event, partition: Partition, matches: dict[str, _Match]) -> None:
         for rule in rules:
             id = ids.activation_id(event.source, event.id, rule.uid)
-            matches[id] = _Match(id, rule, event, batch.partition)
+            matches[id] = _Match(id, rule, event, partition)
         self.matched += len(rules)
 
     def refuse_record(self, reason: str, batch: Batch, offset: int, value: bytes) -> None:

@@ -10,7 +10,7 @@ one thread.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, Final, Protocol
 
 import orjson
@@ -52,8 +52,11 @@ class Decoder(Protocol):
     ignored: Ignored
     """What `fields` has returned None for."""
 
-    def fields(self, raw: bytes) -> Mapping[str, Any] | None:
+    def fields(self, raw: bytes, types: Set[str] | None = None) -> Mapping[str, Any] | None:
         """What patterns are matched against: the shape of the event (attributes at top level, `data` below).
+
+        `types`: the only types that anybody waits for. A record that makes another event may be answered by None,
+        uncounted, as soon as that is clear, and is not looked at any further.
 
         Whatever stands in there has the value that it has in the event; what is dear to compute may be left out. None:
         a record that makes no event, which has been counted; of these are empty ones. Raises DecodeError for one that

@@ -6,7 +6,7 @@ dead letter; an optional attribute that isn't there is left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -47,7 +47,7 @@ class JsonDecoder:
         self._subject = None if map.subject is None else _finder(map.subject)
         self._time = None if map.time is None else _finder(map.time)
 
-    def fields(self, raw: bytes) -> Mapping[str, Any] | None:
+    def fields(self, raw: bytes, types: Set[str] | None = None) -> Mapping[str, Any] | None:
         """The event, but for its `time`. Raises DecodeError."""
         record = parsed(raw)
         if record is None:

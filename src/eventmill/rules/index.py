@@ -14,7 +14,8 @@ the next `match`.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Set
 from typing import Any, Generic, TypeVar
 
 from eventmill.errors import Conflict, NotFound
@@ -22,7 +23,7 @@ from eventmill.rules.compiled import Check, compile_alternative
 from eventmill.rules.conditions import ABSENT, address, fold
 from eventmill.rules.keys import KINDS, Choice, Key, choices, directories_of
 from eventmill.rules.paths import NamesInUse, elements, undotted
-from eventmill.rules.pattern import Alternative, Pattern, path_names
+from eventmill.rules.pattern import Alternative, Exact, Pattern, path_names
 
 K = TypeVar("K", bound=Hashable)
 
@@ -47,6 +48,10 @@ class Index(Generic[K]):
         self._root = _Level(memo_max=MEMO_MAX)
         self._names = NamesInUse()
         self._added = 0
+        self._types: Counter[str | None] = Counter()
+        """How many alternatives ask for an event's type by this name; None: for none by name."""
+        self.types: Set[str] | None = frozenset()
+        """All types that an event may have and match; None: any."""
 
     def __len__(self) -> int:
         return len(self._filed) + len(self._unfiled)
@@ -61,6 +66,7 @@ class Index(Generic[K]):
         self._unfiled[key] = tuple(_Entry(rule, alternative) for alternative in pattern.alternatives)
         for names in _nested_paths(pattern.alternatives):
             self._names.add(names)
+        self._count_types(pattern.alternatives, 1)
 
     def remove(self, key: K) -> None:
         """Remove a pattern. Raises NotFound."""
@@ -71,8 +77,17 @@ class Index(Generic[K]):
                 raise NotFound(f"there is no pattern under {key!r}")
             for entry in entries:
                 self._root.remove(entry)
-        for names in _nested_paths(entry.alternative for entry in entries):
+        alternatives = [entry.alternative for entry in entries]
+        for names in _nested_paths(alternatives):
             self._names.remove(names)
+        self._count_types(alternatives, -1)
+
+    def _count_types(self, alternatives: Iterable[Alternative], step: int) -> None:
+        for name in (name for alternative in alternatives for name in _types(alternative)):
+            self._types[name] += step
+            if not self._types[name]:
+                del self._types[name]
+        self.types = None if None in self._types else self._types.keys()  # type: ignore[assignment]
 
     def keyless(self) -> list[K]:
         """Keys of the patterns that have to be checked for every event, in the order in which they were added."""
@@ -98,6 +113,15 @@ class Index(Generic[K]):
         self._root.add([entry for entries in self._unfiled.values() for entry in entries])
         self._filed.update(self._unfiled)
         self._unfiled.clear()
+
+
+def _types(alternative: Alternative) -> Iterable[str | None]:
+    """The types that an alternative names; None alone if it is not by name that it asks for the type."""
+    for field in alternative:
+        if field.path == "type":
+            names = [test.value for test in field.tests if isinstance(test, Exact) and isinstance(test.value, str)]
+            return names if len(names) == len(field.tests) else (None,)
+    return (None,)
 
 
 def _nested_paths(alternatives: Iterable[Alternative]) -> set[tuple[str, ...]]:

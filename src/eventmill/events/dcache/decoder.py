@@ -9,7 +9,7 @@ Concurrency: one thread, which owns the count of records that made no event, the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from datetime import datetime
 from typing import Any, Final, Literal
 from urllib.parse import quote
@@ -68,8 +68,9 @@ class DcacheDecoder:
         self._clean = cleaner(personal, instance, personal_key)
         self._uploaded = WRITTEN if srm == "transfer" else UPLOADED
 
-    def fields(self, raw: bytes) -> Mapping[str, Any] | None:
-        """The event without `id` and `time`; None for a record that makes none, which is counted."""
+    def fields(self, raw: bytes, types: Set[str] | None = None) -> Mapping[str, Any] | None:
+        """The event without `id` and `time`; None for a record that makes none, which is counted, and for one that
+        nobody waits for."""
         record = _record(raw)
         if record is None:
             self.ignored.count(TOMBSTONE)
@@ -77,6 +78,9 @@ class DcacheDecoder:
         kind = KINDS.get(record["msgType"], unknown_kind)(record)
         if isinstance(kind, NoEvent):
             self.ignored.count(kind)
+            return None
+        type = self._uploaded if kind is UPLOADED else kind
+        if types is not None and type not in types:
             return None
         self._clean(record)
         info = record.get("storageInfo")
@@ -90,7 +94,7 @@ class DcacheDecoder:
         fields = {
             "specversion": "1.0",
             "source": self._source,
-            "type": self._uploaded if kind is UPLOADED else kind,
+            "type": type,
             "subject": None if path is None else self._subject_of(path),
             "partitionkey": pnfsid,
             "datacontenttype": "application/json",
