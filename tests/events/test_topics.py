@@ -68,6 +68,15 @@ def test_a_row_makes_its_decoder(tmp_path: Path) -> None:
         made(row)
 
 
+@pytest.mark.parametrize("topic", TOPICS, ids=lambda topic: topic.decoder)
+def test_confluents_wire_format_and_tombstones(topic: Topic) -> None:
+    decoder = made(topic)
+    with pytest.raises(DecodeError, match=r"in Confluent's wire format, with schema 7: set backbone\.registry\.url"):
+        decoder.fields(b'\0\0\0\0\7{"type": "x"}')
+    assert decoder.fields(b"") is None
+    assert decoder.ignored.counts == {"tombstone (a record without a value)": 1}
+
+
 # whatever comes
 
 NAMES = st.sampled_from(
