@@ -218,3 +218,24 @@ def test_lines_that_are_no_events(cli: Cli) -> None:
         assert ran.err.endswith("(2 events before it were accepted)\n")
     assert cli("emit", "--lines").code == 2
     assert cli("emit", "--lines", "-", "--type", "t").code == 2
+
+
+def test_check_looks_at_kafka(cli: Cli, broker: Broker) -> None:
+    topic = broker.create_topic()
+    more = (
+        f'[[topics]]\nname = "no-{topic}"\ndecoder = "dcache"\n[[topics]]\nregex = ".*{topic[-8:]}"\ndecoder = "dcache"'
+    )
+    ran = cli("check", "--json", "--config", config(cli, broker, topic, more))
+    found = ran.objects[0]["components"]
+    assert ran.code == 1
+    assert found["backbone"]["ok"]
+    assert "answers; eventmill.events " in found["backbone"]["detail"]
+    assert found[f"topics {topic}"] == {"ok": True, "detail": "is there"}
+    assert found[f"topics .*{topic[-8:]}"] == {"ok": True, "detail": "1 there now"}
+    assert not found[f"topics no-{topic}"]["ok"]
+    wrong = (
+        '[backbone]\nkind = "kafka"\n[backbone.properties]\nsecurity.protocol = "ssl"\nssl.ca.location = "/no/file"\n'
+    )
+    wrong = cli.write("wrong.toml", wrong)
+    found = cli("check", "--json", "--config", wrong).objects[0]["components"]["backbone"]
+    assert (found["ok"], "ssl.ca.location" in found["detail"]) == (False, True)

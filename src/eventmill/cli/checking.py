@@ -1,12 +1,13 @@
 """What `eventmill check --config FILE` looks at: whether a server with this configuration would find what it needs.
 
-Looks and changes nothing: no directory is made, no database is opened.
+Looks and changes nothing: no directory is made, no database is opened, no topic is read or made.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eventmill.config import Settings
-from eventmill.errors import InvalidConfig
+from eventmill.errors import InvalidConfig, Unavailable
 from eventmill.events import PathTable
 
 
@@ -33,6 +34,8 @@ def components(settings: Settings) -> Iterator[Component]:
     yield _disk(settings.server.data_dir, settings.limits.disk_free_mb)
     yield _port(settings)
     yield _paths(settings)
+    if settings.backbone.kind == "kafka":
+        yield from _kafka(settings)
     for source in settings.files:
         yield _source(f"files {source.path}", source.path)
     for row in settings.paths:
@@ -96,6 +99,31 @@ def _paths(settings: Settings) -> Component:
     except InvalidConfig as e:
         return Component("paths", False, str(e))
     return Component("paths", True, f"{len(settings.paths)} rows")
+
+
+def _kafka(settings: Settings) -> Iterator[Component]:
+    """The client, the brokers and the topics. Our own topic may be missing: the server makes it."""
+    where = f"Kafka at {settings.backbone.brokers}"
+    try:
+        from eventmill.backbone.kafka.by_hand import topics
+        from eventmill.backbone.kafka.subscription import Subscription
+
+        Subscription(settings, PathTable())  # decoders, their secrets, the registry's client
+        known = topics(settings.backbone)
+    except (InvalidConfig, Unavailable) as e:
+        yield Component("backbone", False, f"{where}: {e}")
+        return
+    own = settings.backbone.topic
+    yield Component("backbone", True, f"{where} answers; {own} {'is there' if own in known else 'will be made'}")
+    for row in settings.topics:
+        name = f"topics {row.name or row.regex}"
+        if row.regex is not None:
+            found = sum(re.fullmatch(row.regex, topic) is not None for topic in known)
+            yield Component(name, True, f"{found} there now")
+        else:
+            there = row.name in known
+            hint = "is not there, or we may not DESCRIBE it: until then nothing is read from it"
+            yield Component(name, there, "is there" if there else hint)
 
 
 def _source(name: str, path: Path) -> Component:

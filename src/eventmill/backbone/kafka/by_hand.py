@@ -43,11 +43,11 @@ class _Client:
 
     def check_topic(self) -> None:
         """Raises Unavailable if the topic isn't there."""
-        self._asked(lambda: places.describe(self.admin, self.topic))
+        self.asked(lambda: places.describe(self.admin, self.topic))
 
     def offsets(self, start: str) -> dict[int, int]:
         """The offset of each partition's first record from `start` on (as in `[[topics]]`). Raises Unavailable."""
-        found = self._asked(lambda: places.find(self.admin, self.topic, {}, (), (), start).new)
+        found = self.asked(lambda: places.find(self.admin, self.topic, {}, (), (), start).new)
         return {number: position + 1 for number, position in found.items()}
 
     def unavailable(self, error: KafkaError) -> Unavailable:
@@ -56,7 +56,8 @@ class _Client:
             error = self.trouble
         return Unavailable(f"topic {self.topic}: {client.explain(error, is_tried_again=False)}")
 
-    def _asked(self, question: Callable[[], T]) -> T:
+    def asked(self, question: Callable[[], T]) -> T:
+        """What Kafka answers. Raises Unavailable."""
         try:
             return question()
         except KafkaException as e:
@@ -65,6 +66,12 @@ class _Client:
 
     def _on_error(self, error: KafkaError) -> None:
         self.trouble = error
+
+
+def topics(backbone: Backbone) -> set[str]:
+    """Names of all topics that our account may see. Raises InvalidConfig, and Unavailable if no broker answers."""
+    asking = _Client(backbone, "(all)")
+    return set(asking.asked(lambda: asking.admin.list_topics(timeout=places.ANSWER_S).topics))
 
 
 class Sender:
