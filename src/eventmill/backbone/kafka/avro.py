@@ -1,8 +1,8 @@
 """Avro values as JSON: what a decoder reads.
 
-fastavro reads them, with the schema that they were written with (confluent-kafka's AvroDeserializer calls it as well, but
-with whatever schema comes, and takes half as long again). A schema that lets one small record take the process's stack
-or memory is refused, since the record would be read again after every restart. For one thread.
+fastavro reads them, with the schema that they were written with (confluent-kafka's AvroDeserializer calls it as well,
+but with whatever schema comes, and takes half as long again). A schema that lets one small record take the process's
+stack or memory is refused, since the record would be read again after every restart. For one thread.
 """
 
 from __future__ import annotations

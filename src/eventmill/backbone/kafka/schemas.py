@@ -8,7 +8,7 @@ are known (a number stands for one schema for ever). For one thread that may wai
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 from eventmill.backbone.kafka.client import check_secret, revealed
@@ -63,7 +63,7 @@ class Schemas:
 
     def _made(self, number: int) -> _Reader:
         """What turns values of this schema into JSON. Raises DecodeError, Unavailable."""
-        schema = self._asked(lambda: self._client.get_schema(number))
+        schema = self._asked(partial(self._client.get_schema, number))
         match schema.schema_type or "AVRO":
             case "JSON":
                 return bytes
@@ -83,7 +83,7 @@ class Schemas:
             if len(seen) >= REFERENCES_MAX:
                 raise DecodeError(f"it is put together from more than {REFERENCES_MAX} schemas")
             seen[key] = None
-            referred = self._asked(lambda key=key: self._client.get_version(*key).schema)
+            referred = self._asked(partial(self._client.get_version, *key)).schema
             yield from self._referred(referred, seen)
             yield referred.schema_str
 
