@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from eventmill.backbone.base import Assigned, Backbone, Batch, Numbers, Partition
@@ -28,7 +28,7 @@ from eventmill.store import Store, Tx
 _log = logging.getLogger(__name__)
 
 _AUDIT_S = 60.0
-"""A topic that was deleted and made again is not always told by an error: its id is compared so often."""
+"""Topics are looked at so often: one that is missing, or was deleted and made again, is not always told by an error."""
 
 
 class KafkaBackbone(Backbone):
@@ -120,20 +120,25 @@ class KafkaBackbone(Backbone):
             self._reader.fail(error)
 
     async def _audit(self) -> None:
-        """Look for topics that are other ones now: nothing may have told us."""
+        """Look for topics that are missing, and for those that are other ones now: nothing may tell us."""
         admin = AdminClient({**self._clients, "log_level": 0})
+        missing: set[str] = set()
         while True:
+            for name in {*self._subscription.names, *await self._store.transact(Tx.topics)} - {TOPIC}:
+                await self._look_at(admin, name, missing)
             await asyncio.sleep(_AUDIT_S)
-            for name in await self._store.transact(Tx.topics):
-                if self._reader is not None and (numbers := self._reader.numbers(name)):
-                    await self._compare(admin, self._reader, name, numbers)
 
-    async def _compare(self, admin: AdminClient, reader: Reader, name: str, numbers: Sequence[int]) -> None:
+    async def _look_at(self, admin: AdminClient, name: str, missing: set[str]) -> None:
         try:
             topic = await asyncio.to_thread(places.describe, admin, name)
         except KafkaException as e:
-            _log.debug("topic %s can't be looked at: %s", name, e)
+            error: KafkaError = e.args[0]
+            if error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART and name not in missing:
+                missing.add(name)
+                _log.error("%s: %s", name, client.explain(error))
             return
+        missing.discard(name)
+        numbers = [] if self._reader is None else self._reader.numbers(name)
         known = await self._store.transact(lambda tx: tx.places(name))
-        if any(known[number].topic_id not in ("", topic.id) for number in numbers):
-            reader.begin_again(name)
+        if self._reader is not None and any(known[number].topic_id not in ("", topic.id) for number in numbers):
+            self._reader.begin_again(name)

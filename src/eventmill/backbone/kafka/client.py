@@ -113,7 +113,7 @@ def revealed(section: str, given: Mapping[str, Property]) -> Properties:
 def check_properties(backbone: Backbone) -> None:
     """Raise InvalidConfig if librdkafka would not take these properties, or if it isn't there. Connects to nobody."""
     kafka = library()
-    given = properties(backbone)
+    given = {"session.timeout.ms": int(backbone.session_timeout_s * 1000), **properties(backbone)}
     try:
         kafka.Consumer({**given, "bootstrap.servers": "", "group.id": backbone.group, "log_level": 0}).close()
     except kafka.KafkaException as e:
@@ -169,6 +169,8 @@ _ADVICE: Final = {
     "the event stays with us and is sent again",
     "_MAX_POLL_EXCEEDED": "Kafka has taken our partitions away, since the server stood still for too long "
     "(max.poll.interval.ms): was it suspended, or the machine overloaded? They are taken up again",
+    "_FATAL": "the client can't go on; if the version of something is not supported, the broker is too old for "
+    'backbone.group_protocol = "consumer" (it needs Kafka 4.0): try "classic"',
     "_FENCED": "another client has taken our place in the group",
     "_AUTO_OFFSET_RESET": "the records at our position are not in the topic: it was cut by its retention or made again",
     "_UNKNOWN_TOPIC": _NO_TOPIC,

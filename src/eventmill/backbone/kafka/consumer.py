@@ -49,6 +49,8 @@ _COMMIT_S = 1.0
 _AGAIN_S = 2.0
 _COMPLAIN_S = 300.0
 _STATISTICS_MS = 5_000
+_NO_TOPIC = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION)
+"""Topics that are missing are told by the backbone's audit."""
 
 Handed = Assigned | list[Batch]
 Key = tuple[str, int]
@@ -222,7 +224,8 @@ class Reader:
         consumer.pause(consumer.assignment())
         try:
             while not is_over():
-                self._kept += self._poll(consumer, 0)
+                came = self._poll(consumer, 0)  # in which partitions may go, with what is kept of them
+                self._kept += came
         finally:
             self._paused = False
             consumer.resume(consumer.assignment())
@@ -356,7 +359,8 @@ class Reader:
     def _on_lost(self, consumer: Consumer, lost: list[TopicPartition]) -> None:
         self._let_go(consumer, lost)
         _log.warning(
-            "Kafka has taken %d partitions away: this server was not heard of in time. They are taken up again",
+            "Kafka has taken %d partitions away: this server was not heard of in time (was it suspended, or the machine"
+            " overloaded?), or their topic is gone. What there is of them is taken up again",
             len(lost),
         )
 
@@ -389,13 +393,15 @@ class Reader:
             if key in self._partitions:
                 self._doubtful.add(key)
                 self._give_up(consumer, [key])
-        elif error.fatal():
+        elif error.fatal() or error.code() == KafkaError._FATAL:
             raise KafkaException(error)
-        else:
+        elif error.code() not in _NO_TOPIC:
             self._complain(f"{error.name()} {key[0]}", f"{key[0] or 'Kafka'}: {explain(error)}")
 
     def _on_error(self, error: KafkaError) -> None:
         """What is the matter with the connection; librdkafka goes on trying."""
+        if error.code() in _NO_TOPIC:
+            return
         self.trouble = explain(error)
         self._complain(error.name(), self.trouble)
 

@@ -27,7 +27,7 @@ from eventmill.store import DeadLetter, Store, Tx
 
 _log = logging.getLogger(__name__)
 
-_ANSWER_S = 20.0
+_ANSWER_S = 10.0
 _FLUSH_S = 1.0
 _AGAIN_S = 2.0
 _COMPLAIN_S = 300.0
@@ -39,7 +39,7 @@ _HOPELESS = (
     KafkaError.INVALID_RECORD,
 )
 """What will be refused as often as it is sent."""
-_NO_TOPIC = (KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART)
+_NO_TOPIC = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION)
 """Somebody has deleted our topic."""
 
 
@@ -53,6 +53,7 @@ class Relay:
         self._properties = {
             "message.max.bytes": max(event_bytes + _AROUND_BYTES, 1_000_000),
             "linger.ms": 0,
+            "topic.metadata.propagation.max.ms": 5_000,  # how long it may be unknown before it is made again
             **self._clients,
             "enable.idempotence": True,
             "acks": "all",

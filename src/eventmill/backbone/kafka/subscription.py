@@ -37,6 +37,8 @@ class Subscription:
         self._readings: dict[str, Reading | None] = {}
         self.topics = [row.name or f"^({row.regex})$" for row, _ in self._rows]
         """For librdkafka, where a name that begins with ^ is a regular expression."""
+        self.names = [row.name for row in settings.topics if row.name]
+        """Topics of others that have to be there."""
         for row, _ in self._rows:
             try:
                 re.compile(row.regex or "")

@@ -1,0 +1,310 @@
+"""What happens when readers come, go, stand still and fail: who has a partition reads it, each record counts once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from eventmill import Event
+from eventmill.backbone.kafka import consumer as consumer_module
+from eventmill.backbone.kafka import places
+from eventmill.backbone.kafka.consumer import Reader
+from eventmill.errors import EventmillError, InvalidConfig, Unavailable
+from eventmill.store import SqliteStore
+from tests.kafka.broker import Broker
+from tests.kafka.reading import Reading, numbered, reading, settings
+
+pytestmark = pytest.mark.slow
+
+both = pytest.mark.parametrize("protocol", ["classic", "consumer"])
+
+
+@pytest.fixture
+def name() -> str:
+    """Of a topic, and of a group, that nobody else has."""
+    return f"behaviour-{uuid4().hex[:8]}"
+
+
+def run(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(body(), 40))
+
+
+# several readers over one store
+
+
+@both
+def test_partitions_are_shared_under_load_and_each_record_counts_once(
+    protocol: str, broker: Broker, name: str, tmp_path: Path
+) -> None:
+    async def body() -> None:
+        broker.create_topic(name, 4)
+        given = settings(broker, {"name": name, "start": "earliest"}, group=name, protocol=protocol)
+        store = SqliteStore.open(tmp_path / "store.db")
+        async with reading(store, given) as first:
+            await first.until_assigned(4)
+            sent: list[bytes] = []
+
+            async def load(is_enough: Callable[[], Any]) -> None:
+                while not is_enough():
+                    sent.extend(new := numbered(*range(len(sent), len(sent) + 10)))
+                    await asyncio.to_thread(broker.produce, name, new)
+
+            await load(lambda: len(sent) >= 50)
+            async with reading(store, given) as second:
+                await load(lambda: len(second.batches) >= 3 and len(first.batches) >= 3)
+            await load(lambda: len(first.terms) >= 4 + len(second.terms))  # what the second had is the first's again
+            await first.until_read(sent)
+            assert second.terms
+        store.close()
+
+    run(body)
+
+
+_CHILD = """
+import asyncio, json, sys
+from pathlib import Path
+from tests.kafka.reading import reading, settings
+
+async def main():
+    given = json.loads(sys.argv[2])
+    async with reading(Path(sys.argv[1]), settings(given["brokers"], *given["topics"], **given["more"])) as r:
+        await r.until(lambda: r.batches, "records")
+        print("reading", flush=True)
+        await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+@both
+def test_one_is_killed_and_the_other_goes_on(protocol: str, broker: Broker, name: str, tmp_path: Path) -> None:
+    async def body() -> None:
+        broker.create_topic(name, 4)
+        topics, more = [{"name": name, "start": "earliest"}], {"group": name, "protocol": protocol}
+        arguments = json.dumps({"brokers": broker.bootstrap, "topics": topics, "more": more})
+        async with reading(tmp_path, settings(broker, *topics, group=name, protocol=protocol)) as r:
+            await r.until_assigned(5)
+            command = [sys.executable, "-c", _CHILD, str(tmp_path), arguments]
+            child = await asyncio.to_thread(subprocess.Popen, command, stdout=subprocess.PIPE)
+            assert child.stdout is not None
+            sent: list[bytes] = []
+            said = asyncio.create_task(asyncio.to_thread(child.stdout.readline))
+            while not said.done():
+                sent += (new := numbered(*range(len(sent), len(sent) + 8)))
+                await asyncio.to_thread(broker.produce, name, new)
+                await asyncio.sleep(0.1)
+            assert said.result() == b"reading\n"
+            os.kill(child.pid, signal.SIGKILL)
+            child.wait()
+            child.stdout.close()
+            sent += (new := numbered(*range(len(sent), len(sent) + 40)))
+            await asyncio.to_thread(broker.produce, name, new)
+            await r.until_read(sent)
+
+    run(body)
+
+
+@both
+def test_a_group_of_another_store_is_refused(protocol: str, broker: Broker, name: str, tmp_path: Path) -> None:
+    async def body() -> None:
+        broker.create_topic(name)
+        given = settings(broker, {"name": name, "start": "earliest"}, group=name, protocol=protocol)
+        (tmp_path / "other").mkdir()
+        broker.produce(name, numbered(1))
+        async with reading(tmp_path, given) as r:
+            await r.until_read(numbered(1))
+            await asyncio.sleep(1.2)  # offsets are committed once a second
+        async with reading(tmp_path / "other", given) as other:
+            with pytest.raises(InvalidConfig, match=r"used by another Eventmill server .*backbone\.group of its own"):
+                await other.until(lambda: False, "its end")
+        async with reading(tmp_path, given) as r:
+            broker.produce(name, numbered(2))
+            await r.until_read(numbered(1, 2))
+
+    run(body)
+
+
+# an engine that is held up
+
+
+@both
+def test_an_engine_that_is_held_up_does_not_lose_its_partitions(
+    protocol: str, broker: Broker, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def body() -> None:
+        broker.create_topic(name, 2)
+        slow = {"max.poll.interval.ms": 2500}
+        given = settings(
+            broker, {"name": name, "start": "earliest"}, group=name, protocol=protocol, properties=slow,
+            limits={"batch_events": 10},
+        )  # fmt: skip
+        async with reading(tmp_path, given) as r:
+            await r.until_assigned(3)
+            r.going.clear()
+            for n in range(10):
+                broker.produce(name, numbered(*range(20 * n, 20 * n + 20)))
+            await asyncio.sleep(4.5)
+            broker.produce(name, numbered(*range(200, 220)))
+            assert not r.batches
+            r.going.set()
+            await r.until_read(numbered(*range(220)))
+            assert len(r.terms) == 3
+            assert not r.outdated
+
+    caplog.set_level(logging.INFO)
+    run(body)
+    assert "reading is paused: the engine is busy with what it has" in caplog.messages
+    assert not [line for line in caplog.messages if "taken" in line]
+
+
+def test_partitions_that_come_while_the_engine_is_held_up_wait_too(broker: Broker, name: str, tmp_path: Path) -> None:
+    async def body() -> None:
+        broker.create_topic(name, 2)
+        given = settings(broker, {"name": name, "start": "earliest"}, group=name, limits={"batch_events": 10})
+        async with reading(tmp_path, given) as r:
+            await r.until_assigned(3)
+            r.going.clear()
+            for n in range(5):
+                broker.produce(name, numbered(*range(20 * n, 20 * n + 20)))
+            await asyncio.sleep(1.5)
+            broker.add_partitions(name, 4)
+            broker.produce(name, numbered(100, 101), partition=3)
+            await asyncio.sleep(1)
+            r.going.set()
+            await r.until_read(numbered(*range(102)))
+
+    run(body)
+
+
+def test_a_registry_without_an_answer_holds_up_reading_but_not_the_group(
+    broker: Broker, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def body() -> None:
+        monkeypatch.setattr(consumer_module, "_AGAIN_S", 0.3)
+        broker.create_topic(name, 2)
+        row = {"name": name, "start": "earliest"}
+        given = settings(broker, row, group=name, properties={"max.poll.interval.ms": 2500})
+        async with reading(tmp_path, given) as r:
+            await r.until_assigned(3)
+            records = r.backbone._subscription[name].records
+            answers, values = [False], records.values
+
+            def asked(messages: Any) -> Any:
+                if not answers[0]:
+                    raise Unavailable("the schema registry does not answer")
+                return values(messages)
+
+            monkeypatch.setattr(records, "values", asked)
+            broker.produce(name, numbered(*range(10)))
+            await asyncio.sleep(3.5)
+            broker.produce(name, numbered(*range(10, 20)))
+            answers[0] = True
+            await r.until_read(numbered(*range(20)))
+            assert len(r.terms) == 3
+        assert caplog.messages.count("the schema registry does not answer") == 1
+
+    run(body)
+
+
+# failures of our own
+
+
+@pytest.mark.parametrize("place", ["assignment", "statistics", "beside"])
+def test_what_fails_in_the_readers_thread_is_told_to_who_reads(
+    place: str, broker: Broker, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise ZeroDivisionError(place)
+
+    async def body() -> None:
+        if place == "assignment":
+            monkeypatch.setattr(places, "find", fail)
+        elif place == "statistics":
+            monkeypatch.setattr(Reader, "_on_statistics", fail)
+        broker.create_topic(name)
+        row = {"name": name, "start": "earliest"}
+        async with reading(
+            tmp_path, settings(broker, row, group=name, properties={"statistics.interval.ms": 200})
+        ) as r:
+            if place == "beside":
+                monkeypatch.setattr(r.backbone._relay, "_note", fail)
+                await r.backbone.append([Event.new("test", "//test")])
+            with pytest.raises(ZeroDivisionError, match=place):
+                await r.until(lambda: False, "its end")
+
+    run(body)
+
+
+def test_a_broker_without_the_new_protocol_ends_the_reader_with_advice(name: str, tmp_path: Path) -> None:
+    async def body(broker: Broker) -> None:
+        given = settings(broker, group=name, protocol="consumer")
+        async with reading(tmp_path, given) as r:
+            with pytest.raises(EventmillError, match='try "classic"'):
+                await r.until(lambda: False, "its end")
+
+    with Broker(tmp_path / "kafka", properties={"group.coordinator.rebalance.protocols": "classic"}) as broker:
+        run(lambda: body(broker))
+
+
+# records that can't be dealt with
+
+
+def test_a_record_that_is_too_large_is_refused_and_the_partition_goes_on(
+    broker: Broker, name: str, tmp_path: Path
+) -> None:
+    async def body() -> None:
+        broker.create_topic(name, config={"max.message.bytes": "8000000"})
+        large = numbered(1, pad=3_000_000)
+        row = {"name": name, "start": "earliest"}
+        async with reading(tmp_path, settings(broker, row, group=name, limits={"event_bytes": 1_000_000})) as r:
+            broker.produce(name, numbered(0))
+            broker.produce(name, large, settings={"message.max.bytes": 8_000_000})
+            broker.produce(name, numbered(2))
+            await r.until_read(numbered(0) + large + numbered(2))
+            (refused,) = [batch.refused for batch in r.batches if batch.refused]
+            assert list(refused) == [1]
+            assert "bytes; limits.event_bytes is 1000000" in refused[1]
+
+    run(body)
+
+
+def test_an_event_of_ours_that_the_topic_never_takes_becomes_a_dead_letter(
+    broker: Broker, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def body() -> None:
+        broker.create_topic(f"own-{name}", config={"max.message.bytes": "20000"})
+        events = [_event(n, "x" * (50_000 if n == 7 else 1_000)) for n in range(40)]
+        async with reading(tmp_path, settings(broker, group=name)) as r:
+            await r.until_assigned(1)
+            await r.backbone.append(events)  # together they are more than the topic takes at once
+            await r.backbone.append([_event(40, "")])
+            await r.until(lambda: 40 in _numbers(r), "the last event")
+            assert _numbers(r) >= {*range(41)} - {7}
+            assert 7 not in _numbers(r)
+            (letter,) = await r.store.transact(lambda tx: tx.dead_letters.newest(limit=10))
+            assert f"can't be put into own-{name}: an event is larger than the topic takes" in letter.reason
+            assert letter.record is not None
+            assert json.loads(letter.record)["id"] == "7"
+        (line,) = [line for line in caplog.messages if "becomes a dead letter" in line]
+        assert "raise max.message.bytes of backbone.topic" in line
+
+    run(body)
+
+
+def _event(n: int, data: str) -> Event:
+    return Event.new("test", "//test", id=str(n), subject="/one", data=data, time="2026-01-01T00:00:00Z")
+
+
+def _numbers(r: Reading) -> set[int]:
+    return {int(json.loads(value)["id"]) for batch in r.batches for value in batch.values}
