@@ -19,6 +19,7 @@ BENCHMARKS = {
     "activate": ["bench.activate"],
     "latency": ["bench.latency"],
     "kafka-route": ["bench.kafka_route"],
+    "kafka-latency": ["bench.kafka_latency"],
     "waiting": ["bench.waiting"],
     "sdk": ["bench.sdk_import", "bench.worker"],
 }

@@ -57,10 +57,10 @@ def record(n: int) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def server(data_dir: Path, *, limits: str = "") -> Iterator[tuple[str, str, int]]:
+def server(data_dir: Path, *, limits: str = "", more: str = "") -> Iterator[tuple[str, str, int]]:
     """A server in a process of its own: its URL, key and process id."""
     config = data_dir / "eventmill.toml"
-    config.write_text(f"[server]\nport = 0\n[limits]\n{limits}\n")
+    config.write_text(f"[server]\nport = 0\n[limits]\n{limits}\n{more}\n")
     command = [
         str(Path(sys.executable).with_name("eventmill")),
         "serve",
