@@ -1,5 +1,6 @@
-"""kafka-latency: from the producer's `produce` to the first line of the function, 100 of dCache's records a second, in
-open loop, through a real broker, against a server in a process of its own. The function returns when its first line ran.
+"""kafka-latency: from the producer's `produce` to the first line of the function, 100 of dCache's records a second,
+open loop, through a real broker, against a server in a process of its own. The function returns when it
+began.
 
 Floor: a raw consumer with the same settings in a thread of this process, then one durable commit of the record, then a
 warm round trip to a worker. Floor and server take turns, a few seconds each, on topics of their own.
