@@ -197,8 +197,8 @@ def test_a_topic_made_again_while_no_server_was_there(
 
 def test_our_own_topic_is_made_again(broker: Broker, name: str, tmp_path: Path) -> None:
     async def body() -> None:
-        from eventmill import Event
-
+        events = [Event.new("test", "//test", id=str(n), time="2026-01-01T00:00:00Z") for n in range(2)]
+        given = settings(broker, group=name, properties={"topic.metadata.propagation.max.ms": 500})
         async with reading(tmp_path, given) as r:
             await r.backbone.append(events[:1])
             await r.until(lambda: r.batches, "the first event")
