@@ -154,7 +154,7 @@ def test_an_engine_that_is_held_up_does_not_lose_its_partitions(
             r.going.clear()
             for n in range(10):
                 broker.produce(name, numbered(*range(20 * n, 20 * n + 20)))
-            await asyncio.sleep(4.5)
+            await asyncio.sleep(3.5)
             broker.produce(name, numbered(*range(200, 220)))
             assert not r.batches
             r.going.set()

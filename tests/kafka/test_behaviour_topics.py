@@ -103,10 +103,12 @@ def test_all_partitions_of_a_new_topic_begin_where_the_row_says(broker: Broker, 
             broker.produce(topic, numbered(1, 2, 3), partition=0, timestamps_ms=[noon - 2, noon, noon + 2])
             broker.produce(topic, numbered(4), partition=1, timestamps_ms=[noon - 1])
         async with reading(tmp_path, settings(broker, *rows, group=name)) as r:
+            r.going.clear()
             await r.until_assigned(10)
             assert await r.positions(f"{name}-earliest") == {0: -1, 1: -1, 2: -1}
             assert await r.positions(f"{name}-latest") == {0: 2, 1: 0, 2: -1}
             assert await r.positions(f"{name}-time") == {0: 0, 1: 0, 2: -1}
+            r.going.set()
             await r.until_read(numbered(1, 2, 3, 4) + numbered(2, 3))
         for kind in starts:  # while no server is there, also into a partition that had no record when it was seen
             broker.produce(f"{name}-{kind}", numbered(5), partition=1)

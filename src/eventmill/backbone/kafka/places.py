@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 OffsetSpec: Any = _OffsetSpec  # has no types
 _log = logging.getLogger(__name__)
 
-ANSWER_S = 10.0
+ANSWER_S = 5.0
 """How long Kafka may take for an answer; then it is asked again."""
 
 
