@@ -45,6 +45,8 @@ _POLL_S = 0.5
 """The longest that the thread sleeps: how soon it sees that it is to end, or to commit."""
 _KEEP_S = 0.1
 """A paused consumer polls so often: the group's callbacks wait for it."""
+_AT_ONCE = 8000
+"""Records in one hand-over: in fewer, this thread and the engine's would mostly wait for the interpreter's lock."""
 _COMMIT_S = 1.0
 _AGAIN_S = 2.0
 _COMPLAIN_S = 300.0
@@ -210,7 +212,7 @@ class Reader:
     def _poll(self, consumer: Consumer, timeout_s: float) -> list[Message]:
         """Wait for a record, and take what else is there: this has both the latency and the batches."""
         first = consumer.poll(timeout_s)
-        return [] if first is None else [first, *consumer.consume(self._batch_max - 1, 0)]
+        return [] if first is None else [first, *consumer.consume(_AT_ONCE - 1, 0)]
 
     def _until_room(self, consumer: Consumer) -> None:
         """Wait until what was handed on before has been taken; keep polling if that takes long."""
@@ -243,7 +245,9 @@ class Reader:
         found = [(partition, group) for key, group in groups.items() if (partition := self._partitions.get(key))]
         for message in errors:
             self._on_message_error(consumer, message)
-        return [batch for of, group in found if (batch := self._batch(consumer, of, group)) is not None]
+        most = self._batch_max
+        parts = ((of, group[i : i + most]) for of, group in found for i in range(0, len(group), most))
+        return [batch for of, part in parts if (batch := self._batch(consumer, of, part)) is not None]
 
     def _batch(self, consumer: Consumer, partition: Partition, messages: list[Message]) -> Batch | None:
         """None if the thread is to end."""
