@@ -7,6 +7,7 @@ not. Positions are the store's; everything that is read was taken there first.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 
@@ -21,6 +22,7 @@ from eventmill.backbone.kafka.relay import Relay
 from eventmill.backbone.kafka.subscription import Subscription
 from eventmill.backbone.room import Room
 from eventmill.config import Settings
+from eventmill.errors import Unavailable
 from eventmill.events import Decoder, PathTable
 from eventmill.sdk.event import Event
 from eventmill.store import Store, Tx
@@ -124,16 +126,20 @@ class KafkaBackbone(Backbone):
         admin = AdminClient({**self._clients, "log_level": 0})
         missing: set[str] = set()
         while True:
-            for name in {*self._subscription.names, *await self._store.transact(Tx.topics)} - {TOPIC}:
-                await self._look_at(admin, name, missing)
+            with contextlib.suppress(Unavailable):  # a full disk
+                read = {t for t in await self._store.transact(Tx.topics) if self._subscription.get(t) is not None}
+                for name in read.union(self._subscription.names):
+                    await self._look_at(admin, name, missing)
             await asyncio.sleep(_AUDIT_S)
 
     async def _look_at(self, admin: AdminClient, name: str, missing: set[str]) -> None:
+        """`missing`: the topics about which that has been said."""
         try:
             topic = await asyncio.to_thread(places.describe, admin, name)
         except KafkaException as e:
             error: KafkaError = e.args[0]
-            if error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART and name not in missing:
+            is_gone = error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART
+            if is_gone and name in self._subscription.names and name not in missing:
                 missing.add(name)
                 _log.error("%s: %s", name, client.explain(error))
             return
