@@ -62,10 +62,38 @@ class Functions(_Section):
 
 
 class Pool(_Section):
-    kind: Literal["local"] = "local"
+    kind: Literal["local", "htcondor"] = "local"
     cpus: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
     memory_mb: int = Field(default=0, ge=0)
-    """What jobs may request together; 0: three quarters of this machine's memory."""
+    """local: what jobs may request together; 0: three quarters of this machine's memory."""
+    condor_config: Path | None = None
+    """htcondor: the configuration file of the access point; without it HTCondor looks for its own."""
+    schedd: str = ""
+    """htcondor: the name of the schedd; without it the one of this machine."""
+    collector: str = ""
+    """htcondor: `host[:port]` of the collector that knows the schedd; without it the configuration's."""
+    tokens: dict[str, Path] = {}
+    """htcondor: files with the IDTOKENs of namespaces: whose jobs belong to whom. Without any, all jobs are the
+    server's own account's, and only one namespace may have some."""
+    event_log: Path | None = None
+    """htcondor: the pool's EVENT_LOG, in JSON; without it each job's log is ours."""
+    history_dir: Path | None = None
+    """htcondor: the schedd's PER_JOB_HISTORY_DIR, for this server alone: final states."""
+    defaults: dict[str, str] = {}
+    """htcondor: submit commands for all jobs that do not have their own (`requirements`, `+Project`, …)."""
+    commands: dict[str, list[str]] = {}
+    """htcondor: further submit commands that the jobs of a namespace (`*`: of all) may have."""
+    keep_claim_idle_s: NonNegativeInt = 300
+    """htcondor: how long a slot waits for the next job of the same kind: then it starts in milliseconds."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Pool:
+        own = {"kind"} | (
+            {"cpus", "memory_mb"} if self.kind == "local" else set(Pool.model_fields) - {"cpus", "memory_mb"}
+        )
+        if others := self.model_fields_set - own:
+            raise ValueError(f"{', '.join(sorted(others))}: not for a pool of kind {self.kind}")
+        return self
 
 
 class PathMap(_Section):

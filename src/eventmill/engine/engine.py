@@ -349,7 +349,9 @@ class Engine:
             del self._partitions[partition.id]
             self.counts["partitions_lost"] += 1
             _log.warning(
-                "%s/%d has another owner now: nothing more is written for it", partition.topic, partition.number
+                "%s/%d: our term is over (another server has it, or it is taken anew): nothing more is written in it",
+                partition.topic,
+                partition.number,
             )
 
     def _new_turn(self, tx: Tx) -> Turn:
