@@ -29,6 +29,7 @@ import orjson
 from eventmill.entities import Status
 from eventmill.errors import EventmillError, InvalidDescription, InvalidInput
 from eventmill.executors.base import Accepted, Attempt, CodeSource, Executor, Finished, Found, Report, Started
+from eventmill.executors.delivery import Delivery
 from eventmill.executors.jobs import JobArchive, read_archive
 from eventmill.executors.local import shim
 from eventmill.executors.local.ending import Ender
@@ -109,9 +110,8 @@ class LocalQueue(Executor):
         self._starter = Starter(
             self._spool, environment, self._roots, files_max=archive_files_max, bytes_max=archive_bytes_max
         )
-        self._ender = Ender(
-            self._spool, results_dir or state_dir / "results", self._roots, result_bytes_max=result_bytes_max
-        )
+        delivery = Delivery(results_dir or state_dir / "results", self._roots, result_bytes_max=result_bytes_max)
+        self._ender = Ender(self._spool, delivery)
         self._disk = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-disk")
         self._workers = ThreadPoolExecutor(THREADS, thread_name_prefix=f"{name}-jobs")
         self._jobs: dict[int, _Tracked] = {}

@@ -19,6 +19,7 @@ import orjson
 
 from eventmill.errors import InvalidDescription
 from eventmill.executors import archive, jobs
+from eventmill.executors.delivery import INPUTS_FILE
 from eventmill.executors.local import shim
 from eventmill.executors.local.records import Claim, Job
 from eventmill.executors.local.spool import Spool
@@ -139,9 +140,6 @@ class Starter:
         # `#!/usr/bin/env python3` finds the interpreter that has this server's libraries
         variables["PATH"] = f"{interpreter}:{variables.get('PATH', '/usr/local/bin:/usr/bin:/bin')}"
         return variables
-
-
-INPUTS_FILE = "inputs.json"
 
 
 def _note_inputs(room: Path, scratch: Path) -> None:
