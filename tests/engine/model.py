@@ -32,7 +32,7 @@ from eventmill.engine import engine as engine_module
 from eventmill.engine.rulebook import RuleBook
 from eventmill.entities import Activation, Category, State, Status, ids
 from eventmill.errors import EventmillError, Unavailable
-from eventmill.executors import Accepted, Attempt, Finished, Found, Report, Started
+from eventmill.executors import Accepted, Attempt, Finished, Found, Recorded, Report, Started
 from eventmill.store import DeadLetter, SqliteStore
 from eventmill.store.sqlite import _Sync
 from tests.engine.world import InProcess, World, event, settings
@@ -115,7 +115,8 @@ class Functions(Drawn):
         asked = [k for k in self.under if k[0] in activations]
         self.report(*self.finish(asked, ["cancelled"] * len(asked)))
 
-    async def find(self, activations: Sequence[str]) -> dict[str, Found]:
+    async def find(self, recorded: Sequence[Recorded]) -> dict[str, Found]:
+        activations = [each.activation for each in recorded]
         return {id: Found(activation=id, interrupted=True) for id in activations if id in self.died}
 
 
@@ -193,7 +194,8 @@ class Jobs(Drawn):
             elif asked and job.stage in ("held", "running"):
                 self._end(handle, "cancelled")
 
-    async def find(self, activations: Sequence[str]) -> dict[str, Found]:
+    async def find(self, recorded: Sequence[Recorded]) -> dict[str, Found]:
+        activations = [each.activation for each in recorded]
         known = [(j.attempt.activation, h, j) for h, j in self.known.items() if j.stage not in ("forgotten", "gone")]
         return {
             id: Found(activation=id, handle=h, running=j.stage != "ended") for id, h, j in known if id in activations

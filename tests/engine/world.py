@@ -18,7 +18,7 @@ from eventmill.backbone.room import Room
 from eventmill.config import Settings, load
 from eventmill.engine import Engine
 from eventmill.entities import Activation, Status
-from eventmill.executors import Accepted, Attempt, Executor, Finished, Found, Report, Started
+from eventmill.executors import Accepted, Attempt, Executor, Finished, Found, Recorded, Report, Started
 from eventmill.store import DeadLetter, SqliteStore
 
 Function = Callable[[dict[str, Any]], Any]
@@ -105,7 +105,8 @@ class InProcess(Executor):
             ]
         )  # fmt: skip
 
-    async def find(self, activations: Sequence[str]) -> dict[str, Found]:
+    async def find(self, recorded: Sequence[Recorded]) -> dict[str, Found]:
+        activations = [each.activation for each in recorded]
         return {id: self.found[id] for id in activations if id in self.found}
 
     def forget(self, handles: Sequence[str]) -> None:

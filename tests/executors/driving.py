@@ -71,6 +71,11 @@ class Driver:
         """Activations in the order in which they finished."""
         return [report.activation for report in self.reports if isinstance(report, Finished)]
 
+    def handle_of(self, of: Attempt) -> str | None:
+        """Its handle, if its executor gives handles."""
+        accepted = [r for r in self.reports if isinstance(r, Accepted) and r.activation == of.activation]
+        return accepted[-1].handle if accepted else None
+
     async def stop(self) -> None:
         await self.executor.stop()
         self._reader.cancel()

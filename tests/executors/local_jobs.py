@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from eventmill.entities import Action, Limits
-from eventmill.executors import Accepted, Attempt, Finished, Report
+from eventmill.executors import Accepted, Attempt, Finished, Recorded, Report
 from eventmill.executors.local import LocalQueue
 from eventmill.executors.local.spool import Spool
 from eventmill.executors.local.starting import Starter
@@ -184,7 +184,7 @@ async def _serve(state: Path, plan: dict[str, Any]) -> None:
     recorded, ended = dict(plan.get("recorded", {})), set(plan.get("ended", ()))
     async with serving(state, release=False) as reader:
         queue = reader.queue
-        found = await queue.find([id for id in plan["work"] if id not in ended])
+        found = await queue.find([Recorded(activation=id) for id in plan["work"] if id not in ended])
         for id, (code, params) in plan["work"].items():
             if id in ended:
                 continue

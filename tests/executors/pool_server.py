@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from eventmill.executors import Finished
+from eventmill.executors import Finished, Recorded
 from tests.executors.driving import Driver, attempt
 from tests.executors.functions import Library, pool
 
@@ -29,7 +29,7 @@ async def main(state_dir: Path, options: dict[str, Any]) -> None:
         attempt(library.text(source, namespace=namespace), params, activation=f"{number:032x}")
         for number, (namespace, source, params) in enumerate(options["runs"], 1)
     ]
-    found = await executor.find([each.activation for each in attempts])
+    found = await executor.find([Recorded(activation=each.activation) for each in attempts])
     say({"interrupted": sorted(found)})
     executor.submit(attempts)
     end = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)

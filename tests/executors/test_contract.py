@@ -14,7 +14,7 @@ import pytest
 import uvloop
 
 from eventmill.entities import Status
-from eventmill.executors import Accepted, Attempt, Finished, Started
+from eventmill.executors import Accepted, Attempt, Finished, Recorded, Started
 from tests.executors.driving import TIMEOUT_S, Driver, attempt, driving
 from tests.executors.subjects import SUBJECTS, Subject
 
@@ -160,7 +160,7 @@ async def _cancel(driver: Driver, each: Attempt) -> None:
 def test_nothing_is_found_of_what_was_never_there(subject: Subject, tmp_path: Path) -> None:
     async def work() -> None:
         async with driving(subject.make(tmp_path)) as driver:
-            assert await driver.executor.find(["0" * 32, "1" * 32]) == {}
+            assert await driver.executor.find([Recorded(activation="0" * 32), Recorded(activation="1" * 32)]) == {}
 
     run(work())
 
@@ -176,11 +176,13 @@ def test_a_restart_finds_what_survives_and_nothing_is_reported_twice(
             witness.unlink()
             await appears(witness, "w")
         ends = driver.ends()
+        handle = driver.handle_of(runs)
         assert ends == [done.activation]
         executor = subject.make(tmp_path)
         await executor.start()
         try:
-            found = await executor.find([runs.activation, "e" * 32])
+            recorded = Recorded(activation=runs.activation, namespace=runs.action.namespace, handle=handle)
+            found = await executor.find([recorded, Recorded(activation="e" * 32)])
         finally:
             second = Driver(executor)
         if subject.survives:

@@ -20,7 +20,7 @@ import pytest
 
 from eventmill.entities import Status
 from eventmill.errors import Unavailable
-from eventmill.executors import Accepted, Finished, Started
+from eventmill.executors import Accepted, Finished, Recorded, Started
 from eventmill.executors.local import shim
 from eventmill.executors.local.records import Claim
 from eventmill.executors.local.slots import OVERTAKES_MAX, Request, Slots
@@ -411,7 +411,7 @@ def test_a_restart_finds_held_waiting_running_and_ended(tmp_path: Path) -> None:
 
     async def second(handles: dict[str, str]) -> list[Finished]:
         async with serving(tmp_path / "state", release=False) as reader:
-            found = await reader.queue.find(list(ids.values()))
+            found = await reader.queue.find([Recorded(activation=id) for id in ids.values()])
             known = {name: found[ids[name]] for name in handles}
             assert {name: f.handle for name, f in known.items()} == handles
             assert {name: f.running for name, f in known.items()} == {

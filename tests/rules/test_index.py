@@ -208,7 +208,8 @@ def test_types_are_those_that_patterns_name() -> None:
     index.add(1, parse({"type": ["a", "b"], "x": [1]}))
     index.add(2, parse({"$or": [{"type": ["b"]}, {"type": ["c"]}]}))
     assert index.types == {"a", "b", "c"}
-    for key, any_type in enumerate(({"x": [1]}, {"type": [{"prefix": "a"}]}, {"type": ["a", {"suffix": "b"}]}), 3):
+    any_types: list[dict[str, Any]] = [{"x": [1]}, {"type": [{"prefix": "a"}]}, {"type": ["a", {"suffix": "b"}]}]
+    for key, any_type in enumerate(any_types, 3):
         index.add(key, parse(any_type))
         assert index.types is None
         index.remove(key)

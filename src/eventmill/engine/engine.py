@@ -28,7 +28,7 @@ from eventmill.engine.rulebook import RuleBook
 from eventmill.engine.turn import Turn
 from eventmill.entities import Action, Activation, Category
 from eventmill.errors import EventmillError, InvalidEntity, LostPartition, Unavailable
-from eventmill.executors import Attempt, Executor, Finished, Found
+from eventmill.executors import Attempt, Executor, Finished, Found, Recorded
 from eventmill.points import reached
 from eventmill.rules import Index, explain, parse
 from eventmill.store import COLLECTIONS, DeadLetter, Store, Tx
@@ -534,7 +534,7 @@ class Engine:
         rows = await self._store.transact(partial(_under_way, partitions=partitions))
         found: dict[str, Found] = {}
         for name, executor in self._executors.items():
-            found.update(await executor.find([row.id for row in rows if self._runs(row) == name]))
+            found.update(await executor.find([_recorded(row) for row in rows if self._runs(row) == name]))
         ours = {row.id for row in rows if row.id in self._flight or row.id in self._early}
         kept = [row for row in rows if row.id not in ours and _goes_on(found.get(row.id), row.handle)]
         going_on = ours.union(row.id for row in kept)
@@ -601,6 +601,12 @@ def _documents(tx: Tx, namespace: str) -> list[Entity]:
                 document = {**document, "exec": {**document["exec"], "code": code}}
             found.append((collection, stored.name, document))
     return found
+
+
+def _recorded(row: Activation) -> Recorded:
+    return Recorded(
+        activation=row.id, attempt=row.attempt, namespace=row.namespace, handle=row.handle, cancelled=row.cancelled
+    )
 
 
 def _goes_on(found: Found | None, handle: str | None) -> bool:

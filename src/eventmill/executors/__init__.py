@@ -7,8 +7,9 @@ from eventmill.executors.base import (
     Executor,
     Finished,
     Found,
+    Recorded,
     Report,
     Started,
 )
 
-__all__ = ["Accepted", "Attempt", "CodeSource", "Executor", "Finished", "Found", "Report", "Started"]
+__all__ = ["Accepted", "Attempt", "CodeSource", "Executor", "Finished", "Found", "Recorded", "Report", "Started"]

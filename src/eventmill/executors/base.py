@@ -81,6 +81,17 @@ Report = Accepted | Started | Finished
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """An activation that was handed over, as it is recorded: with a handle, if it was accepted."""
+
+    activation: str
+    attempt: int = 1
+    namespace: str = ""
+    handle: str | None = None
+    cancelled: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """What an executor still knows of an activation after the server was restarted.
 
@@ -130,7 +141,7 @@ class Executor(ABC):
         `cancelled`) unless it had finished already."""
 
     @abstractmethod
-    async def find(self, activations: Sequence[str]) -> dict[str, Found]:
+    async def find(self, recorded: Sequence[Recorded]) -> dict[str, Found]:
         """What is known of these, when their partition has become ours: after a restart, or after its other owner's
         end. What is not in the answer was never accepted here, or is forgotten."""
 

@@ -28,7 +28,7 @@ import orjson
 
 from eventmill.entities import Status
 from eventmill.errors import EventmillError, InvalidDescription, InvalidInput
-from eventmill.executors.base import Accepted, Attempt, CodeSource, Executor, Finished, Found, Report, Started
+from eventmill.executors.base import Accepted, Attempt, CodeSource, Executor, Finished, Found, Recorded, Report, Started
 from eventmill.executors.delivery import Delivery
 from eventmill.executors.jobs import JobArchive, read_archive
 from eventmill.executors.local import shim
@@ -172,8 +172,8 @@ class LocalQueue(Executor):
                 if tracked.job.activation == activation and handle in (None, self._handle(tracked.job.cluster)):
                     self._cancel(tracked)
 
-    async def find(self, activations: Sequence[str]) -> dict[str, Found]:
-        wanted = set(activations)
+    async def find(self, recorded: Sequence[Recorded]) -> dict[str, Found]:
+        wanted = {each.activation for each in recorded}
         found: dict[str, Found] = {}
         # an activation's later attempts have later clusters, and are what counts
         for cluster, tracked in sorted(self._jobs.items()):

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from eventmill.entities import Action, Status
 from eventmill.errors import EventmillError, InvalidArchive
-from eventmill.executors.base import Attempt, CodeSource, Executor, Finished, Found, Report
+from eventmill.executors.base import Attempt, CodeSource, Executor, Finished, Found, Recorded, Report
 from eventmill.executors.pool import outcomes, protocol
 from eventmill.executors.pool.code import CodeCache
 from eventmill.executors.pool.context import BASE_ENVIRONMENT, init_document
@@ -191,9 +191,13 @@ class Pool(Executor):
                     self._kill(worker, Verdict.CANCELLED)
             self._forget_if_unused(lane)
 
-    async def find(self, activations: Sequence[str]) -> dict[str, Found]:
+    async def find(self, recorded: Sequence[Recorded]) -> dict[str, Found]:
         interrupted = self._slots.interrupted
-        return {a: Found(activation=a, interrupted=True) for a in activations if a in interrupted}
+        return {
+            r.activation: Found(activation=r.activation, interrupted=True)
+            for r in recorded
+            if r.activation in interrupted
+        }
 
     async def reports(self) -> AsyncIterator[list[Report]]:
         while True:
