@@ -190,12 +190,12 @@ def test_a_server_that_stood_still_takes_its_partitions_up_again(
         m.start()
         m.deploy(flow)
         broker.produce(name, [record(m, "fast", n) for n in range(20)])
-        broker.produce(name, [record(m, "slow", 100, seconds=4)])
+        broker.produce(name, [record(m, "slow", 100, seconds=3)])
         m.until(lambda: noted(m) == {*range(20)}, 20, "the fast ones")
         assert m.process is not None
         m.process.send_signal(signal.SIGSTOP)
         broker.produce(name, [record(m, "fast", n) for n in range(20, 40)])
-        time.sleep(2.5)
+        time.sleep(2)
         m.process.send_signal(signal.SIGCONT)
         m.until(lambda: noted(m) == {*range(40), 100}, 20, "all, also what was under way")
         m.until(lambda: m.query("SELECT count(*) FROM activations WHERE state<5") == [(0,)], 10, "everything to end")
@@ -254,6 +254,7 @@ def test_a_wrong_password_is_said_without_the_password(
         m.start()
         m.until(lambda: lines(m, "the broker does not accept our name or password"), 20, "a line about it")
         assert not backbone(m)["ok"]
+        assert "the broker does not accept our name or password" in backbone(m)["detail"]
         check = m.client.get("/eventmill/v1/check").text
         assert m.stop() == 0
         assert wrong not in m.log.read_text() + check

@@ -104,7 +104,7 @@ def test_all_partitions_of_a_new_topic_begin_where_the_row_says(broker: Broker, 
             broker.produce(topic, numbered(4), partition=1, timestamps_ms=[noon - 1])
         async with reading(tmp_path, settings(broker, *rows, group=name)) as r:
             r.going.clear()
-            await r.until_assigned(10)
+            await r.until_assigned(9)  # our own topic may come later
             assert await r.positions(f"{name}-earliest") == {0: -1, 1: -1, 2: -1}
             assert await r.positions(f"{name}-latest") == {0: 2, 1: 0, 2: -1}
             assert await r.positions(f"{name}-time") == {0: 0, 1: 0, 2: -1}

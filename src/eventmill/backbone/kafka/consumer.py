@@ -51,6 +51,7 @@ _COMMIT_S = 1.0
 _AGAIN_S = 2.0
 _COMPLAIN_S = 300.0
 _STATISTICS_MS = 5_000
+_NOT_YET = "Kafka has not answered yet"
 _NO_TOPIC = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION)
 """Topics that are missing are told by the backbone's audit."""
 
@@ -125,7 +126,7 @@ class Reader:
         self._dealt: dict[Key, int] = {}
         self._committed_at = 0.0
         self._complaints: dict[str, float] = {}
-        self.trouble = "Kafka has not answered yet"
+        self.trouble = _NOT_YET
         """What is the matter with Kafka; empty if it is well."""
         self.lag: Mapping[str, int] = {}
         """Records behind the position, by topic."""
@@ -406,8 +407,11 @@ class Reader:
         """What is the matter with the connection; librdkafka goes on trying."""
         if error.code() in _NO_TOPIC:
             return
-        self.trouble = explain(error)
-        self._complain(error.name(), self.trouble)
+        text = explain(error)
+        is_vague = error.code() == KafkaError._ALL_BROKERS_DOWN  # why that is may have been said before
+        if error.code() != KafkaError._TRANSPORT and (not is_vague or self.trouble in ("", _NOT_YET)):
+            self.trouble = text
+        self._complain(error.name(), text)
 
     def _complain(self, what: str, text: str) -> None:
         """Log something that may go on for long, now and then."""

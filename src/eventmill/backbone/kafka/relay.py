@@ -27,7 +27,7 @@ from eventmill.store import DeadLetter, Store, Tx
 
 _log = logging.getLogger(__name__)
 
-_ANSWER_S = 5.0
+_ANSWER_S = 2.0
 _FLUSH_S = 1.0
 _AGAIN_S = 2.0
 _COMPLAIN_S = 300.0
