@@ -126,7 +126,7 @@ async def reading(store: SqliteStore | Path, settings: Settings) -> AsyncIterato
     opened = SqliteStore.open(path / "store.db") if path else store
     assert isinstance(opened, SqliteStore)
     await opened.transact(_make_effects)
-    room = Room(path or Path("/tmp"), 0)
+    room = Room(path or Path(), 0)
     log = EmbeddedBackbone(opened, room, batch_max=100, batch_bytes=1 << 20)
     backbone = KafkaBackbone(opened, log, room, settings, PathTable())
     await backbone.start()
