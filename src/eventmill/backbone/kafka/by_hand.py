@@ -22,9 +22,19 @@ T = TypeVar("T")
 
 PATIENCE_S: Final = 30.0
 """How long Kafka may be away before a command gives up."""
+COMPLAIN_S: Final = 60.0
 BATCH_MAX: Final = 1000
 _STEP_S: Final = 0.5
 """The longest wait without a look at Ctrl-C."""
+
+
+def _called(call: Callable[[], T]) -> T:
+    """The result of a call that serves callbacks. A Ctrl-C that comes while one of ours runs is lost in the library,
+    which then raises SystemError; nothing else that they do can fail."""
+    try:
+        return call()
+    except SystemError:
+        raise KeyboardInterrupt from None
 
 
 class _Client:
@@ -97,16 +107,16 @@ class Sender:
                     self._producer.produce(self._client.topic, value, key=key, on_delivery=self._report)
                     break
                 except BufferError:  # as much is under way as there may be
-                    self._producer.poll(_STEP_S)
+                    _called(lambda: self._producer.poll(_STEP_S))
                     self._check()
                 except KafkaException as e:
                     raise self._client.unavailable(e.args[0]) from None
-        self._producer.poll(0)
+        _called(lambda: self._producer.poll(0))
         self._check()
 
     def finish(self) -> None:
         """Wait until all is acknowledged."""
-        while self._producer.flush(_STEP_S):
+        while _called(lambda: self._producer.flush(_STEP_S)):
             self._check()
         self._check()
 
@@ -142,6 +152,7 @@ class Tail:
         self._client = _Client(backbone, topic)
         self._follow = follow
         self._complain = complain
+        self._told_at = -COMPLAIN_S
         self._properties = {
             "fetch.wait.max.ms": 100,  # that a partition ends here is told after it
             **self._client.properties,
@@ -172,15 +183,20 @@ class Tail:
 
     def _next(self, consumer: Consumer) -> list[Message]:
         """What there is, waiting for it. Raises Unavailable if Kafka is away for too long."""
-        given_up_at, told = time.monotonic() + PATIENCE_S, self._client.trouble
-        while (first := consumer.poll(_STEP_S)) is None:
-            trouble = self._client.trouble
-            if self._follow and trouble is not None and trouble is not told:
-                self._complain(client.explain(trouble))
-                told = trouble
-            if not self._follow and time.monotonic() > given_up_at:
-                raise self._client.unavailable(trouble or KafkaError(KafkaError._TIMED_OUT))
-        return [first, *consumer.consume(BATCH_MAX - 1, 0)]
+        given_up_at = time.monotonic() + PATIENCE_S
+        while (first := _called(lambda: consumer.poll(_STEP_S))) is None:
+            if self._follow:
+                self._tell()
+            elif time.monotonic() > given_up_at:
+                raise self._client.unavailable(self._client.trouble or KafkaError(KafkaError._TIMED_OUT))
+        return [first, *_called(lambda: consumer.consume(BATCH_MAX - 1, 0))]
+
+    def _tell(self) -> None:
+        """Say what is the matter, now and then."""
+        trouble, self._client.trouble = self._client.trouble, None
+        if trouble is not None and time.monotonic() - self._told_at >= COMPLAIN_S:
+            self._told_at = time.monotonic()
+            self._complain(client.explain(trouble))
 
     def _records(self, messages: Sequence[Message]) -> list[Message]:
         """Those that are wanted; which partitions are done is noted."""
