@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from tests.htcondor.pool import CondorPool
     from tests.kafka.broker import Broker
 
 # a run in the background of a script inherits an ignored SIGINT, and so would every process that a test starts
@@ -23,3 +24,16 @@ def broker() -> Iterator[Broker]:
 
     with Broker(secure=True) as broker:
         yield broker
+
+
+@pytest.fixture(scope="session")
+def condor(pytestconfig: pytest.Config) -> Iterator[CondorPool]:
+    """One HTCondor pool for all tests. A test makes jobs of its own, and leaves the pool as it was."""
+    from tests.htcondor.pool import CondorPool
+
+    with CondorPool(suite=pytestconfig.getoption("condor")) as pool:
+        yield pool
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--condor", default="trixie", metavar="SUITE", help="whose HTCondor: Debian's trixie or sid")
