@@ -10,6 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from eventmill.sdk.errors import Fatal, FlowError, Retry
     from eventmill.sdk.event import Event, local_path
+    from eventmill.sdk.maps import results
     from eventmill.sdk.mill import Mill
     from eventmill.sdk.patterns import completed, cron, dcache, every, failed, files, happened
 
@@ -27,11 +28,13 @@ __all__ = [
     "files",
     "happened",
     "local_path",
+    "results",
 ]
 
 _HOMES = {
     "errors": ("Fatal", "FlowError", "Retry"),
     "event": ("Event", "local_path"),
+    "maps": ("results",),
     "mill": ("Mill",),
     "patterns": ("completed", "cron", "dcache", "every", "failed", "files", "happened"),
 }

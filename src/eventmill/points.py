@@ -21,6 +21,11 @@ POINTS = (
 )
 """The engine's."""
 
+MAP_POINTS = (
+    "joined",  # the file with a map's results is durable, the map's end is not recorded
+)
+"""The engine's, for maps whose results go into a file."""
+
 KAFKA_POINTS = (
     "claimed",  # partitions are taken in the store, nothing of them is read
     "relayed",  # Kafka has acknowledged our own events, which is not noted

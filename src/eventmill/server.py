@@ -30,7 +30,7 @@ from eventmill.backbone import Backbone
 from eventmill.backbone.embedded import EmbeddedBackbone
 from eventmill.backbone.room import Room
 from eventmill.config import Settings
-from eventmill.engine import Engine, pool_queue
+from eventmill.engine import RESULTS, Engine, pool_queue
 from eventmill.engine.audit import audit
 from eventmill.errors import InvalidConfig, InvalidInput, Unavailable
 from eventmill.events import PathTable
@@ -108,7 +108,7 @@ async def _serve(
                     _until_failed(engine),
                     _follow_schedules(store, engine, schedules),
                     schedules.run(),
-                    audit(store, backbone, executors, settings.retention, engine.counts),
+                    audit(store, backbone, executors, settings.retention, engine.counts, engine.files),
                 )
             ]
             _write(data_dir / "address", url + "\n", 0o644)
@@ -154,7 +154,7 @@ def _executors(settings: Settings, store: Store, data_dir: Path, paths: PathTabl
             idle_retire_s=settings.functions.idle_retire_s,
             isolation=settings.functions.isolation,
             hidden=[data_dir],
-            shared=data_dir / "results",
+            shared=data_dir / RESULTS,
             environment=environment,
             preload=settings.functions.preload,
             result_bytes_max=limits.payload_bytes,
@@ -167,7 +167,7 @@ def _executors(settings: Settings, store: Store, data_dir: Path, paths: PathTabl
             store.code,
             name=name,
             state_dir=data_dir / "jobs" / name,
-            results_dir=data_dir / "results",
+            results_dir=data_dir / RESULTS,
             cpus=pool.cpus,
             memory_mb=pool.memory_mb or _three_quarters_of_memory(),
             environment=environment,

@@ -24,10 +24,10 @@ from typing import Any
 import orjson
 import pytest
 
-from eventmill import Event
+from eventmill import Event, results
 from eventmill.backbone.embedded import EmbeddedBackbone
 from eventmill.backbone.room import Room
-from eventmill.engine import Engine, steps
+from eventmill.engine import Engine, joining, steps
 from eventmill.engine import engine as engine_module
 from eventmill.engine.rulebook import RuleBook
 from eventmill.entities import Activation, Category, State, Status, ids
@@ -48,7 +48,8 @@ ACTIONS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "chainmap": (CHAIN, ("list", "each", "f"), {}), "jobchain": (CHAIN, ("f", "job", "g"), {}),
     "nest": (CHAIN, ("chain", "chainmap"), {"on_error": "/ns/h"}), "timed": (CHAIN, ("f", "chain"), {"timeout": 30}),
     "timedmap": (MAP, ("chain",), {"timeout": 40}), "maptimed": (MAP, ("timed",), {"partial": True}),
-    "mapmap": (MAP, ("each",), {}), "broken": (CHAIN, ("missing",), {}),
+    "mapmap": (MAP, ("each",), {}), "twice": (CHAIN, ("each", "eachp", "each"), {}),
+    "broken": (CHAIN, ("missing",), {}),
     "mapbroken": (MAP, ("broken",), {"on_error": "/ns/h"}),
 }  # fmt: skip
 """Name → kind, components, annotations; `do.<name>` events trigger each."""
@@ -233,6 +234,7 @@ class Model(logging.Handler):
         self.limits = {
             "window_per_action": self.rng.choice([1, 2, 3, 64]), "jobs_in_queue": self.rng.choice([1, 2, 5]),
             "retry_first_s": 0.001, "retry_max_s": 0.02, "interruptions": self.rng.choice([2, 10]), "depth": 4,
+            "payload_bytes": self.rng.choice([300, 1 << 20]),
         }  # fmt: skip
         self.operations: dict[Callable[[], Awaitable[None]], int] = {
             self.emit_events: 6, self.end_functions: 10, self.invoke: 2, self.cancel: 3, self.replay: 3,
@@ -269,9 +271,8 @@ class Model(logging.Handler):
         most = self.rng.choice([3, 1000])
         backbone = EmbeddedBackbone(store, Room(self.directory, 0), batch_max=most, batch_bytes=16 << 20)
         self.functions, self.jobs = Functions(self.rng, self.died), Jobs(self.rng, self.known)
-        engine = Engine(
-            store, backbone, {"functions": self.functions, "pool:local": self.jobs}, settings(**self.limits)
-        )
+        executors = {"functions": self.functions, "pool:local": self.jobs}
+        engine = Engine(store, backbone, executors, settings(self.directory, **self.limits))
         self.world = World(store, backbone, engine, self.functions, self.jobs)
         await backbone.start()
         if not self.sql("SELECT 1 FROM entities LIMIT 1"):
@@ -581,12 +582,21 @@ def _came_out_right(m: Model, row: Activation, found: Sequence[Activation]) -> I
         if not all_ran or set(states) != {"succeeded"} or found[-1].result != row.result:
             yield f"chain {row.id} succeeded: steps {states}"
     # a cancelled map that is replayed at once may carry elements whose cancel was under way
-    joined = row.result is not None and b'"items"' in row.result and row.state is not State.CANCELLED
+    joined = (
+        row.result is not None
+        and (b'"items"' in row.result or b'"href"' in row.result)
+        and row.state is not State.CANCELLED
+    )
     if row.category is Category.MAP and joined:
         bad = len(states) - states.count("succeeded")
         maps = m.sql('SELECT count, spread, "left", failed FROM maps WHERE activation = ?', bytes.fromhex(row.id))
         right = all(counted == (len(found), len(found), 0, bad) for counted in maps)
-        items = orjson.loads(row.result or b"")["items"]
+        result = orjson.loads(row.result or b"")
+        items, failed = list(results(result)), [each["index"] for each in results(result, failed=True)]
+        ok = [step.state is State.SUCCEEDED for step in found]
+        in_order = [orjson.loads(step.result or b"{}") for step in found if step.state is State.SUCCEEDED]
+        if items != in_order or failed != [index for index, good in enumerate(ok) if not good]:
+            yield f"map {row.id} {row.state} has not the results of its elements in order: {states}, {failed=}"
         if not right or (maps and row.state is State.SUCCEEDED and len(items) != len(found) - bad):
             yield f"map {row.id} {row.state}: {maps} of {states}, {len(items)} items"
 
@@ -616,7 +626,10 @@ def staged(m: Model) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_module, "reached", m.reached)
+        patch.setattr(joining, "reached", m.reached)
         patch.setattr(engine_module, "_NO_ROOM_S", 0.01)
+        patch.setattr(joining, "_NO_ROOM_S", 0.01)
+        patch.setattr(joining, "_ELEMENTS", 4)
         patch.setattr(steps, "SLICE", 3)
         patch.setattr(RuleBook, "match", buggy)
         patch.setattr(_Sync, "_begin", begun)

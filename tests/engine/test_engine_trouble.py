@@ -297,20 +297,27 @@ def test_a_map_inside_of_a_chain_is_replayed(tmp_path: Path) -> None:
     run(body)
 
 
-def test_a_replay_that_is_refused_changes_nothing(tmp_path: Path) -> None:
+def test_what_never_had_a_step_begins_anew_when_replayed(tmp_path: Path) -> None:
     async def body() -> None:
-        async with world(tmp_path, {"f": lambda _: {"no": "list"}}) as w:
+        async with world(tmp_path, {"f": lambda _: {"no": "list"}, "g": nothing}) as w:
             await w.action("f")
-            await w.action("each", "map", components=["f"])
+            await w.action("each", "map", components=["g"])
+            await w.action("late", "sequence", components=["g", "g"])
             await w.action("chain", "sequence", components=["f", "each"])
             await w.rule("r", PATTERN, "chain")
+            await w.rule("s", PATTERN, "late")
             await w.emit(event())
-            (letter,) = await w.until_letters(1)
-            (stored,) = await w.store.transact(lambda tx: tx.dead_letters.newest())
-            with pytest.raises(Conflict):
+            await w.until_letters(2)
+            assert {row.state for row in await w.rows() if row.action == "ns/late"} == {State.FAILED}
+            await w.action("g")
+            w.letters.clear()
+            for stored in await w.store.transact(lambda tx: tx.dead_letters.newest()):
                 await w.engine.replay_letter(stored.seq)
-            assert [s.seq for s in await w.store.transact(lambda tx: tx.dead_letters.newest())] == [stored.seq]
-            assert (await w.row(str(letter.activation))).state is State.FAILED
+            (letter,) = await w.until_letters(1)
+            assert "needs a list" in letter.reason
+            await w.until_finished(4 + 2 + 3)
+            late = [row for row in await w.rows() if row.action == "ns/late"]
+            assert [(row.state, row.attempt, len(row.logs)) for row in late] == [(State.SUCCEEDED, 2, 2)]
             assert await alive(w) == 0
 
     run(body)
@@ -387,11 +394,11 @@ def test_what_a_dead_letter_needs_is_not_forgotten(tmp_path: Path) -> None:
             await w.emit(event())
             (letter,) = await w.until_letters(1)
             retention = w.engine._settings.retention.model_copy(update={"activations_days": -1.0})
-            await forget(w.store, w.backbone, retention, w.engine.counts)
+            await forget(w.store, w.backbone, retention, w.engine.counts, w.engine.files)
             assert (await w.row(str(letter.activation))).state is State.FAILED
             (stored,) = await w.store.transact(lambda tx: tx.dead_letters.newest())
             await w.store.transact(lambda tx: tx.dead_letters.drop(stored.seq))
-            await forget(w.store, w.backbone, retention, w.engine.counts)
+            await forget(w.store, w.backbone, retention, w.engine.counts, w.engine.files)
             assert await w.rows() == []
 
     run(body)
@@ -594,12 +601,12 @@ def test_a_map_keeps_its_elements_as_long_as_it_can_be_replayed(tmp_path: Path) 
             await w.emit(event())
             (letter,) = await w.until_letters(1)
             retention = w.engine._settings.retention.model_copy(update={"activations_days": -1.0})
-            await forget(w.store, w.backbone, retention, w.engine.counts)
+            await forget(w.store, w.backbone, retention, w.engine.counts, w.engine.files)
             w.functions.functions["f"] = nothing
             await w.engine.replay(str(letter.activation))
             await w.until_finished(6 + 3)
             assert (await w.row(str(letter.activation))).state is State.SUCCEEDED
-            await forget(w.store, w.backbone, retention, w.engine.counts)
+            await forget(w.store, w.backbone, retention, w.engine.counts, w.engine.files)
             assert await w.rows() == []
 
     run(body)

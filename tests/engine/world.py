@@ -190,8 +190,9 @@ def event(type: str = "test", id: str | None = None, subject: str | None = None,
     return Event.new(type, "//test", id=id, subject=subject, data=data)
 
 
-def settings(**limits: Any) -> Settings:
-    return load(limits={"retry_first_s": 0.01, "disk_free_mb": 0, **limits})
+def settings(directory: Path | None = None, **limits: Any) -> Settings:
+    server = {} if directory is None else {"data_dir": str(directory)}
+    return load(server=server, limits={"retry_first_s": 0.01, "disk_free_mb": 0, **limits})
 
 
 @asynccontextmanager
@@ -223,7 +224,7 @@ async def stopped(
     backbone = EmbeddedBackbone(store, Room(directory, 0), batch_max=1000, batch_bytes=16 << 20)
     await backbone.start()
     pool, queue = InProcess(functions or {}), InProcess(jobs or {}, two_phase=True)
-    engine = Engine(store, backbone, {"functions": pool, "pool:local": queue}, settings(**limits))
+    engine = Engine(store, backbone, {"functions": pool, "pool:local": queue}, settings(directory, **limits))
     yield World(store, backbone, engine, pool, queue)
     await backbone.stop()
     store.close()

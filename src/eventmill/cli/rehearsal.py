@@ -35,6 +35,7 @@ from eventmill.sdk.actions import Action, Coded, Function, Map, SubmitJob, Wrapp
 from eventmill.sdk.actions import Sequence as Chain
 from eventmill.sdk.errors import Fatal, Retry
 from eventmill.sdk.event import PATHS_ENV
+from eventmill.sdk.maps import results
 from eventmill.sdk.pack import Entity, Flow
 
 _NAMESPACE = "default"
@@ -219,6 +220,11 @@ class Rehearsal:
         elements = items_of(orjson.dumps(params))
         if elements is None:
             return _failure("a map needs a list: parameters that are a list, or an object with a list `items`")
+        if isinstance(elements, str):
+            try:
+                elements = list(results({"href": elements}))
+            except (OSError, ValueError) as e:
+                return _failure(f"{elements} can't be read: {e}")
         items, failed = [], []
         for index, element in enumerate(elements):
             end = yield from self._run(action.action, orjson.loads(element_params(element)), level + 1, depth)

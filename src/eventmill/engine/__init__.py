@@ -1,5 +1,5 @@
 """Reading, matching, recording, handing over, retrying, continuing chains."""
 
-from eventmill.engine.engine import Engine, pool_queue
+from eventmill.engine.engine import RESULTS, Engine, pool_queue
 
-__all__ = ["Engine", "pool_queue"]
+__all__ = ["RESULTS", "Engine", "pool_queue"]

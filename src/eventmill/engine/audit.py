@@ -16,6 +16,7 @@ from functools import partial
 
 from eventmill.backbone import Backbone
 from eventmill.config import Retention
+from eventmill.engine.results import ResultFiles
 from eventmill.errors import Unavailable
 from eventmill.executors import Executor
 from eventmill.store import Store, Tx
@@ -31,7 +32,12 @@ _DAY_MS = 86_400_000
 
 
 async def audit(
-    store: Store, backbone: Backbone, executors: Mapping[str, Executor], retention: Retention, counts: Counter[str]
+    store: Store,
+    backbone: Backbone,
+    executors: Mapping[str, Executor],
+    retention: Retention,
+    counts: Counter[str],
+    files: ResultFiles,
 ) -> None:
     """Audit for ever. `counts`: the engine's totals, for the metrics."""
     number = 0
@@ -41,12 +47,14 @@ async def audit(
         try:
             await remove_orphans(store, executors, counts)
             if number % RETENTION_EVERY == 0:
-                await forget(store, backbone, retention, counts)
+                await forget(store, backbone, retention, counts, files)
         except Unavailable as e:
             _log.error("the audit waits: %s", e)
 
 
-async def forget(store: Store, backbone: Backbone, retention: Retention, counts: Counter[str]) -> None:
+async def forget(
+    store: Store, backbone: Backbone, retention: Retention, counts: Counter[str], files: ResultFiles
+) -> None:
     """Delete what is older than its retention. It is looked for beside the transactions, and deleted in small ones."""
     now_ms = time.time_ns() // 1_000_000
     activations_ms = now_ms - int(retention.activations_days * _DAY_MS)
@@ -55,6 +63,8 @@ async def forget(store: Store, backbone: Backbone, retention: Retention, counts:
     letters_ms = now_ms - int(retention.dead_letters_days * _DAY_MS)
 
     while seqs := await store.read(lambda tx: tx.activations.old(activations_ms, _ROWS_MAX)):
+        # a file without its activation would never be found again: it goes first
+        await asyncio.to_thread(_forget_files, files, await store.read(partial(_finished_maps, seqs=seqs)))
         counts["forgotten.activations"] += await store.transact(partial(_forget_activations, seqs=seqs))
     while (end := await store.read(lambda tx: _old_records(tx, backbone, log_ms, retention.log_mb << 20))) is not None:
         counts["forgotten.records"] += await store.transact(partial(Tx.forget_records, end=end))
@@ -67,6 +77,15 @@ async def forget(store: Store, backbone: Backbone, retention: Retention, counts:
 
 def _old_records(tx: Tx, backbone: Backbone, before_ms: int, bytes_max: int) -> int | None:
     return tx.old_records(before_ms, bytes_max, tx.position(backbone.home), _ROWS_MAX)
+
+
+def _finished_maps(tx: Tx, seqs: Sequence[int]) -> list[tuple[str, str, int]]:
+    return tx.activations.finished_maps(seqs)
+
+
+def _forget_files(files: ResultFiles, maps: Sequence[tuple[str, str, int]]) -> None:
+    for namespace, id, attempt in maps:
+        files.remove(namespace, id, range(1, attempt + 1))
 
 
 def _forget_activations(tx: Tx, seqs: Sequence[int]) -> int:

@@ -46,12 +46,18 @@ def error_of(result: bytes | None) -> dict[str, Any]:
     return {"error": value.get("error")} if isinstance(value, dict) else {"error": value}
 
 
-def items_of(params: bytes) -> list[Any] | None:
-    """The elements that a map runs over: the parameters' `items`, or the parameters if they are a list."""
+def items_of(params: bytes) -> list[Any] | str | None:
+    """The elements that a map runs over: the parameters' `items`, or the parameters if they are a list. A string is the
+    `href` of a file with one element a line: of `items`, or of the result of a large map."""
     value = orjson.loads(params)
-    if isinstance(value, dict):
-        value = value.get("items")
-    return value if isinstance(value, list) else None
+    if not isinstance(value, dict):
+        return value if isinstance(value, list) else None
+    # a map's result comes before items that are bound to an action, as its `items` would
+    items = value if isinstance(value.get("href"), str) and "count" in value else value.get("items")
+    if isinstance(items, dict):
+        items = items.get("href")
+        return items if isinstance(items, str) else None
+    return items if isinstance(items, list) else None
 
 
 def element_params(element: Any) -> bytes:

@@ -20,10 +20,12 @@ import orjson
 
 from eventmill.backbone import Assigned, Backbone, Partition
 from eventmill.config import Settings
-from eventmill.engine import requests, steps
+from eventmill.engine import maps, requests, steps
 from eventmill.engine.flight import Flight
 from eventmill.engine.inbox import Inbox, Refused, Work
+from eventmill.engine.joining import Joiner
 from eventmill.engine.lint import Entity, Finding, lint
+from eventmill.engine.results import ResultFiles
 from eventmill.engine.rulebook import RuleBook
 from eventmill.engine.turn import Turn
 from eventmill.entities import Action, Activation, Category
@@ -36,6 +38,8 @@ from eventmill.store import COLLECTIONS, DeadLetter, Store, Tx
 _log = logging.getLogger(__name__)
 
 FUNCTIONS = "functions"
+RESULTS = "results"
+"""The directory with a folder for each namespace, below the data directory, that its functions and jobs share."""
 _NO_ROOM_S = 5.0
 """A full disk is looked at again after this: nothing tells when there is room."""
 
@@ -58,12 +62,21 @@ class Engine:
         self.book = RuleBook()
         self.counts: Counter[str] = Counter()
         """Totals since the start, for the metrics."""
+        self.files = ResultFiles(settings.server.data_dir.absolute() / RESULTS)
+        """The results of large maps."""
         self._store = store
         self._backbone = backbone
         self._executors = dict(executors)
         self._settings = settings
         self._inbox = Inbox()
         self._flight = Flight(self._window)
+        self._joiner = Joiner(
+            store,
+            self.files,
+            settings.limits.payload_bytes,
+            backbone.check_room,
+            partial(self._inbox.request, own=True),
+        )
         self._partitions: dict[int, Partition] = {}
         """What is ours, by its id."""
         self._early: dict[str, tuple[str, Finished]] = {}
@@ -90,6 +103,7 @@ class Engine:
         self._reader = self._background(self._read())
         for name, executor in self._executors.items():
             self._background(self._listen(name, executor))
+        self._background(self._joiner.run())
         self._background(self.run())
         self._inbox.wake()
 
@@ -360,7 +374,7 @@ class Engine:
         return Turn(
             tx=tx, book=self.book, flight=self._flight, limits=self._settings.limits,
             now_ms=time.time_ns() // 1_000_000, home=self._backbone.home, owned=self._partitions.keys(),
-            decoder_of=self._backbone.decoder, queue_of=self._queue_of, is_served=self._is_served,
+            decoder_of=self._backbone.decoder, queue_of=self._queue_of, is_served=self._is_served, files=self.files,
         )  # fmt: skip
 
     def _turn(self, tx: Tx, work: Work, alone: bool = False) -> Turn:
@@ -397,6 +411,7 @@ class Engine:
             self._executors.get(queue, self._executors[FUNCTIONS]).cancel({id: handle})
         if turn.accepted or turn.ended:
             self._background(self._after_sync(turn.accepted, turn.ended))
+        self._joiner.add(turn.joins)
         if not self._inbox.closed:  # else the next server goes on with it
             self._ask_oneself(turn.more)
 
@@ -575,8 +590,8 @@ class Engine:
         tx.activations.take_back([id for id in back if id not in died], interrupted=False)
         self._flight.wait(*tx.activations.queues())
         self._deadline = min(filter(None, (self._deadline, tx.activations.next_deadline())), default=None)
-        spread = [partial(steps.spread_on, id=id) for id in tx.activations.unspread_maps()]
-        return [*spread, *(partial(steps.end_on, id=id) for id in tx.activations.ended_with_steps())]
+        going_on = [partial(maps.go_on, id=id) for id in tx.activations.maps_to_go_on()]
+        return [*going_on, *(partial(steps.end_on, id=id) for id in tx.activations.ended_with_steps())]
 
 
 def _under_way(tx: Tx, partitions: Sequence[Partition]) -> list[Activation]:

@@ -119,8 +119,10 @@ def replay(turn: Turn, id: str) -> Activation:
     turn.write_rows()
     if row.parent is not None and turn.require(row.parent).category is Category.MAP:
         state = turn.map_state(row.parent)  # the map goes on, and takes this element for ended
+        if state.over:
+            raise Conflict(f"the results of map {row.parent} are just being joined: replay it when it has failed")
         state.left, state.failed = state.left + 1, state.failed - 1
-    _again(turn, row)
+    turn.again(row)
     turn.settle()
     return row
 
@@ -128,58 +130,6 @@ def replay(turn: Turn, id: str) -> Activation:
 def _check_done_wrong(row: Activation) -> None:
     if row.state not in _DONE_WRONG:
         raise Conflict(f"activation {row.id} is {row.state}: only one that has failed or was cancelled can be replayed")
-
-
-def _again(turn: Turn, row: Activation) -> None:
-    """Another attempt of an activation, or of what has failed in a chain."""
-    turn.version += 1
-    action = turn.book.revision(turn.tx, row.revision)
-    is_chain = row.category in (Category.SEQUENCE, Category.MAP)
-    if not is_chain:
-        row.queue = turn.queue_of(action) or ""
-    turn.tx.activations.reset(
-        row,
-        State.RUNNING if is_chain else State.PENDING,
-        attempts_left=turn.retries(action, turn.limits.attempts_event),
-        started=turn.now_ms if is_chain else None,
-        deadline=steps.deadline_of(turn, action) if is_chain else None,
-    )
-    turn.changes.alive[row.namespace] += 1
-    turn.tx.dead_letters.drop_of(row.id)
-    if row.category is Category.SEQUENCE:
-        _chain_again(turn, row)
-    elif row.category is Category.MAP:
-        _map_again(turn, row)
-    else:
-        turn.changes.wait(row.queue)
-
-
-def _chain_again(turn: Turn, row: Activation) -> None:
-    """A chain goes on at its last step: that is tried again, or, if it has succeeded after all, the next one begins."""
-    found = turn.tx.activations.last_step(row.id)
-    if found is None:
-        raise Conflict(f"activation {row.id} never had a step: send its event again")
-    last = turn.know(found)
-    if last.state in _DONE_WRONG:
-        _again(turn, last)
-    elif last.state is State.SUCCEEDED:
-        turn.go_on(last)
-
-
-def _map_again(turn: Turn, row: Activation) -> None:
-    """A map goes on with its failed elements, and with those that had not begun."""
-    try:
-        state = turn.map_state(row.id)
-    except NotFound as e:
-        raise Conflict(f"map {row.id} never had an element: send its event again") from e
-    state.left, state.failed = state.count - turn.tx.activations.succeeded_steps(row.id), 0
-    if state.left == 0:
-        raise Conflict(f"all elements of map {row.id} have succeeded: it is their joined result that is too large")
-    for found in turn.tx.activations.steps(row.id):
-        if found.state in _DONE_WRONG:
-            _again(turn, turn.know(found))
-    if state.spread < state.count:
-        steps.spread(turn, row.id)
 
 
 def replay_letter(turn: Turn, seq: int) -> str:

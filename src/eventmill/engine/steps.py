@@ -1,25 +1,26 @@
-"""Chains and maps: what begins, what comes next, and what is their end. Functions that work on a turn.
+"""Chains: what begins, what comes next, and what is their end, also of the steps of maps. Functions that work on a
+turn.
 
 A chain that waits for a job for three days is a row and nothing in memory. It pins its components as revisions when it
-begins, so that a later deploy does not change what is under way. What is many (a map's elements) is begun and ended in
-slices, one a turn, so that a large map holds nobody up.
+begins, so that a later deploy does not change what is under way. What is many (a map's elements) is ended in slices, so
+that a large map holds nobody up.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import orjson
 
 from eventmill.engine import decide
-from eventmill.entities import Action, Activation, Category, MapState, State, Status, ids
+from eventmill.entities import Action, Activation, Category, State, Status, ids
 
 if TYPE_CHECKING:
     from eventmill.engine.turn import Turn
 
 SLICE = 500
-"""Elements that are begun, or ended, in one turn."""
+"""Activations that are begun, ended, or tried again because a chain or map is, in one turn."""
 _TIMEOUT_MS_MAX = 10 * 365 * 86_400_000
 
 
@@ -34,30 +35,7 @@ def begin_sequence(turn: Turn, action: Action, activation: Activation) -> None:
         turn.finish(activation, State.FAILED, Status.APPLICATION_ERROR, error)
         return
     activation.chain = orjson.dumps([component.revision for component in pinned])
-    _begin_step(turn, activation, 0, pinned[0], activation.params)
-
-
-def begin_map(turn: Turn, action: Action, activation: Activation) -> None:
-    """A map: its component is pinned, and the first elements begin."""
-    running(turn, action, activation)
-    items = decide.items_of(activation.params)
-    component = turn.book.action(turn.tx, action.components[0])
-    if component is None:
-        _refuse(turn, activation, f"a map over {action.components[0]}, which does not exist")
-    elif items is None:
-        _refuse(turn, activation, "a map needs a list: parameters that are a list, or an object with a list `items`")
-    elif len(items) > turn.limits.map_elements:
-        _refuse(turn, activation, f"a map over {len(items)} elements; at most {turn.limits.map_elements} are allowed")
-    elif not items:
-        turn.finish(activation, State.SUCCEEDED, Status.SUCCESS, orjson.dumps({"items": [], "failed": []}))
-    else:
-        count = len(items)
-        turn.set_map_state(activation.id, MapState(component.revision, count, spread=0, left=count, failed=0))
-        spread(turn, activation.id)
-
-
-def _refuse(turn: Turn, activation: Activation, problem: str) -> None:
-    turn.finish(activation, State.FAILED, Status.APPLICATION_ERROR, decide.error(problem))
+    begin_step(turn, activation, 0, pinned[0], activation.params)
 
 
 def running(turn: Turn, action: Action, activation: Activation) -> None:
@@ -76,7 +54,8 @@ def deadline_of(turn: Turn, action: Action) -> int | None:
     return deadline
 
 
-def _begin_step(turn: Turn, parent: Activation, index: int, action: Action, payload: bytes) -> None:
+def begin_step(turn: Turn, parent: Activation, index: int, action: Action, payload: bytes) -> None:
+    """Begin a step of a chain, or an element of a map."""
     step = turn.new(
         action,
         ids.step_id(parent.id, index),
@@ -92,80 +71,36 @@ def _begin_step(turn: Turn, parent: Activation, index: int, action: Action, payl
     turn.begin(action, payload, step)
 
 
-def spread(turn: Turn, id: str) -> None:
-    """Begin the next elements of a map; those behind them in the next turn."""
-    parent = turn.get(id)
-    if parent is None or parent.state.final:
+def again(turn: Turn, action: Action, row: Activation) -> None:
+    """A replay: a chain goes on at its last step. That is tried again, or, if it has succeeded after all, the next one
+    begins; a chain that never had a step begins anew."""
+    found = turn.tx.activations.last_step(row.id)
+    if found is None:
+        begin_sequence(turn, action, row)
+        turn.tx.activations.pin(row)
         return
-    state, items = turn.map_state(id), decide.items_of(parent.params) or []
-    component = turn.book.revision(turn.tx, state.component)
-    begin, state.spread = state.spread, min(state.spread + SLICE, state.count)
-    if state.spread < state.count:
-        turn.more.append(partial(spread_on, id=id))
-    for index in range(begin, state.spread):
-        _begin_step(turn, parent, index, component, decide.element_params(items[index]))
-
-
-def spread_on(turn: Turn, id: str) -> None:
-    """The same, as all that a turn is asked for."""
-    spread(turn, id)
-    turn.settle()
+    last = turn.know(found)
+    if last.state in (State.FAILED, State.CANCELLED):
+        turn.again(last)
+    elif last.state is State.SUCCEEDED:
+        turn.go_on(last)
 
 
 # ends
 
 
-def advance(turn: Turn, step: Activation) -> None:
+def step_ended(turn: Turn, parent: Activation, step: Activation) -> None:
     """A step has ended: its chain goes on, or ends."""
-    parent = turn.get(step.parent or "")
-    if parent is None or parent.state.final:
+    if parent.state.final:
         return
-    if parent.category is Category.MAP:
-        _element_ended(turn, parent, step)
-    else:
-        _step_ended(turn, parent, step)
-
-
-def _step_ended(turn: Turn, parent: Activation, step: Activation) -> None:
     components: list[int] = orjson.loads(parent.chain or b"[]")
     next_index = step.index + 1
     if step.state is State.SUCCEEDED and next_index < len(components):
         action = turn.book.revision(turn.tx, components[next_index])
-        _begin_step(turn, parent, next_index, action, step.result or b"{}")
+        begin_step(turn, parent, next_index, action, step.result or b"{}")
     else:
         parent.logs = tuple(ids.step_id(parent.id, i) for i in range(next_index))
         turn.finish(parent, step.state, step.status or Status.SUCCESS, step.result or b"{}")
-
-
-def _element_ended(turn: Turn, parent: Activation, element: Activation) -> None:
-    state = turn.map_state(parent.id)
-    state.left -= 1
-    state.failed += element.state is not State.SUCCEEDED
-    if state.left == 0:
-        _join(turn, parent, state)
-
-
-def _join(turn: Turn, parent: Activation, state: MapState) -> None:
-    """All elements have ended: their results in order are the map's result."""
-    turn.write_rows()
-    items: list[Any] = []
-    failed: list[dict[str, Any]] = []
-    for row in turn.tx.activations.steps(parent.id):
-        if row.state is State.SUCCEEDED:
-            items.append(orjson.Fragment(row.result or b"{}"))
-        else:
-            failed.append({"index": row.index, "activationId": row.id, **decide.error_of(row.result)})
-    result: dict[str, Any] = {"items": items, "failed": failed}
-    partial_allowed = turn.book.revision(turn.tx, parent.revision).annotations.get("partial") is True
-    if failed and not partial_allowed:
-        result["error"] = f"{len(failed)} of {state.count} elements failed"
-    raw, most = orjson.dumps(result), turn.limits.payload_bytes
-    if len(raw) > most:
-        _refuse(turn, parent, f"the joined result has {len(raw)} bytes; at most {most} are allowed")
-    elif failed and not partial_allowed:
-        turn.finish(parent, State.FAILED, Status.APPLICATION_ERROR, raw)
-    else:
-        turn.finish(parent, State.SUCCEEDED, Status.SUCCESS, raw)
 
 
 def cancel(turn: Turn, row: Activation) -> None:
@@ -184,19 +119,24 @@ def cancel(turn: Turn, row: Activation) -> None:
         turn.cancels.append((row.queue, row.id, row.handle))
 
 
-def end_steps(turn: Turn, id: str) -> None:
-    """End the steps of a chain or map that has ended; those behind the first of them in the next turn."""
+def end_steps(turn: Turn, id: str, first: int = 0) -> None:
+    """End the steps of a chain or map that has ended, from index `first` on; as many as may be in this turn."""
+    if turn.budget <= 0:
+        turn.put_off(partial(end_on, id=id, first=first))
+        return
     turn.write_rows()
-    found = list(turn.tx.activations.steps(id, alive=True, limit=SLICE + 1))
-    for row in found[:SLICE]:
+    limit = turn.budget
+    found = turn.tx.activations.alive_steps(id, first, limit)
+    turn.budget -= len(found)
+    for row in found:
         cancel(turn, turn.know(row))
-    if len(found) > SLICE:
-        turn.more.append(partial(end_on, id=id))
+    if len(found) == limit:
+        turn.more.append(partial(end_on, id=id, first=found[-1].index + 1))
 
 
-def end_on(turn: Turn, id: str) -> None:
+def end_on(turn: Turn, id: str, first: int = 0) -> None:
     """The same, as all that a turn is asked for. Not if it has been replayed meanwhile."""
     row = turn.get(id)
-    if row is not None and row.state.final:
-        end_steps(turn, id)
+    if row is not None and row.state.final and row.partition in turn.owned:
+        end_steps(turn, id, first)
         turn.settle()

@@ -19,9 +19,10 @@ import orjson
 
 from eventmill.backbone import Batch, Partition
 from eventmill.config import Limits
-from eventmill.engine import decide, steps
+from eventmill.engine import decide, maps, steps
 from eventmill.engine.completion import DEPTH, completion_event
 from eventmill.engine.flight import Changes, Flight
+from eventmill.engine.results import ResultFiles
 from eventmill.engine.rulebook import RuleBook
 from eventmill.entities import Action, Activation, Category, MapState, Rule, State, Status, ids
 from eventmill.errors import NotFound, Unavailable
@@ -59,6 +60,7 @@ class Turn:
     queue_of: Callable[[Action], str | None]
     is_served: Callable[[str], bool]
     """Whether there is an executor for what waits in this queue."""
+    files: ResultFiles
 
     handed: dict[str, tuple[Activation, Action]] = field(default_factory=dict)
     """To be submitted to executors, by id."""
@@ -71,6 +73,10 @@ class Turn:
     finished: list[Activation] = field(default_factory=list)
     more: list[Callable[[Turn], Any]] = field(default_factory=list)
     """What is left for another turn, so that no turn is long: the next elements of maps."""
+    budget: int = field(default_factory=lambda: steps.SLICE)
+    """So many more activations may be begun, ended or tried again in this turn because a chain or a map is."""
+    joins: list[tuple[str, int]] = field(default_factory=list)
+    """Maps (id, attempt) whose elements have all ended: their results are to be joined beside the turns."""
     letters: list[DeadLetter] = field(default_factory=list)
     changes: Changes = field(default_factory=Changes)
     matched: int = 0
@@ -87,6 +93,7 @@ class Turn:
     _changed: dict[str, State] = field(default_factory=dict)
     """Rows to be written, with the state that the store has."""
     _maps: dict[str, MapState] = field(default_factory=dict)
+    _put_off: int = 0
     _steps_ended: deque[Activation] = field(default_factory=deque)
     _events: list[bytes] = field(default_factory=list)
 
@@ -217,9 +224,34 @@ class Turn:
         else:
             activation.params = decide.merge(action.parameters, payload)
             if action.category is Category.MAP:
-                steps.begin_map(self, action, activation)
+                maps.begin(self, action, activation)
             else:
                 self._queue_up(action, activation)
+
+    def again(self, row: Activation) -> None:
+        """Another attempt of what has failed or was cancelled: functions and jobs queue up again, chains and maps go on
+        where they failed. All rows have been written."""
+        self.version += 1
+        self.budget -= 1
+        action = self.book.revision(self.tx, row.revision)
+        is_chain = row.category in (Category.SEQUENCE, Category.MAP)
+        if not is_chain:
+            row.queue = self.queue_of(action) or ""
+        self.tx.activations.reset(
+            row,
+            State.RUNNING if is_chain else State.PENDING,
+            attempts_left=self.retries(action, self.limits.attempts_event),
+            started=self.now_ms if is_chain else None,
+            deadline=steps.deadline_of(self, action) if is_chain else None,
+        )
+        self.changes.alive[row.namespace] += 1
+        self.tx.dead_letters.drop_of(row.id)
+        if row.category is Category.SEQUENCE:
+            steps.again(self, action, row)
+        elif row.category is Category.MAP:
+            maps.again(self, action, row)
+        else:
+            self.changes.wait(row.queue)
 
     def _queue_up(self, action: Action, activation: Activation) -> None:
         """Hand it over if its queue has room and nobody waits before it; else it waits on disk."""
@@ -362,11 +394,20 @@ class Turn:
     def settle(self) -> None:
         """Steps that have ended move their chains on, until nothing moves any more."""
         while self._steps_ended:
-            steps.advance(self, self._steps_ended.popleft())
+            step = self._steps_ended.popleft()
+            parent = self.get(step.parent or "")
+            if parent is not None:
+                ended = maps.element_ended if parent.category is Category.MAP else steps.step_ended
+                ended(self, parent, step)
 
     def go_on(self, step: Activation) -> None:
         """A step that had ended before moves its chain on, again."""
         self._steps_ended.append(step)
+
+    def put_off(self, ask: Callable[[Turn], Any]) -> None:
+        """What this turn has no `budget` left for comes first in the next one, so that nobody waits for ever."""
+        self.more.insert(self._put_off, ask)
+        self._put_off += 1
 
     def _begin_on_error(self, row: Activation) -> None:
         """The action that its own names in the annotation `on_error` gets the failed activation."""

@@ -114,9 +114,24 @@ class MapState:
 
     component: int
     count: int
+    """Elements that are known: of a file, those that have been read."""
     spread: int
     left: int
     failed: int
+    source: int | None = None
+    """Where the next element begins in the file that the elements are in (bytes); None: there is no more in it."""
+    again: int | None = None
+    """A replay: failed elements from this one on are still to be tried again; None: none are."""
+
+    @property
+    def begun(self) -> bool:
+        """All elements have an activation, and those that were to be tried again are."""
+        return self.spread == self.count and self.source is None and self.again is None
+
+    @property
+    def over(self) -> bool:
+        """All elements have ended: their results can be joined."""
+        return self.begun and self.left == 0
 
 
 @dataclass(slots=True, kw_only=True)

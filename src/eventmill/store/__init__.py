@@ -1,5 +1,6 @@
 """Entities, activations, ledger, dead letters and positions: all that must be written together, in one place."""
 
+from eventmill.store.activations import Element
 from eventmill.store.base import Place, Store, Tx
 from eventmill.store.dead_letters import DeadLetter
 from eventmill.store.entities import COLLECTIONS, Change, Entities, Stored, to_action
@@ -10,6 +11,7 @@ __all__ = [
     "COLLECTIONS",
     "Change",
     "DeadLetter",
+    "Element",
     "Entities",
     "Identity",
     "Place",

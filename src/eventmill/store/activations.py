@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import orjson
@@ -32,6 +32,16 @@ _FINISH = (
 )
 _LARGE = ('"params"', '"result"', '"logs"')
 _LEDGER = "INSERT INTO ledger (id, time) VALUES (?, ?)"
+
+
+@dataclass(slots=True)
+class Element:
+    """How an element of a map has ended."""
+
+    index: int
+    id: str
+    succeeded: bool
+    result: bytes | None
 
 
 class Activations:
@@ -146,11 +156,12 @@ class Activations:
         )
         return [_row(row) for row in rows]
 
-    def unspread_maps(self) -> list[str]:
-        """Running maps of which some elements have no activation yet."""
+    def maps_to_go_on(self) -> list[str]:
+        """Running maps that do not just wait for elements: some are to be begun, or tried again, or all have ended."""
         rows = self._driver.execute(
             "SELECT a.id FROM maps m JOIN activations a ON a.id=m.activation"
-            f" WHERE m.spread<m.count AND a.state=?{self._of_ours('a.')}",
+            ' WHERE (m.spread<m.count OR m."left"=0 OR m.source IS NOT NULL OR m.again IS NOT NULL)'
+            f" AND a.state=?{self._of_ours('a.')}",
             (int(State.RUNNING),),
         )
         return [row[0].hex() for row in rows]
@@ -190,31 +201,39 @@ class Activations:
         ).fetchone()
         return None if row[0] is None else int(row[0])
 
-    def steps(self, parent: str, *, alive: bool = False, limit: int = -1) -> Iterator[Activation]:
-        """The steps of a chain or elements of a map, in order; `alive`: only those that have not ended, and that nobody
-        has asked to end."""
-        which = " AND state<5 AND cancelled=0" if alive else ""
-        where = f"WHERE parent=? AND parent IS NOT NULL{which} ORDER BY idx, seq LIMIT ?"
-        return self._rows(where, (bytes.fromhex(parent), limit))
+    def steps(self, parent: str) -> Iterator[Activation]:
+        """The steps of a chain or elements of a map, in order."""
+        return self._rows("WHERE parent=? AND parent IS NOT NULL ORDER BY idx, seq", (bytes.fromhex(parent),))
+
+    def alive_steps(self, parent: str, first: int, limit: int) -> list[Activation]:
+        """The steps of a chain or elements of a map from index `first` on, in order, that have not ended, and that
+        nobody has asked to end."""
+        where = "WHERE parent=? AND parent IS NOT NULL AND idx>=? AND state<5 AND cancelled=0 ORDER BY idx, seq LIMIT ?"
+        return list(self._rows(where, (bytes.fromhex(parent), first, limit)))
+
+    def failed_steps(self, parent: str, first: int, end: int, limit: int) -> list[Activation]:
+        """Elements of a map that have failed or were cancelled, with an index from `first` on and below `end`."""
+        where = (
+            "WHERE parent=? AND parent IS NOT NULL AND idx>=? AND idx<? AND state IN (6, 7) ORDER BY idx, seq LIMIT ?"
+        )
+        return list(self._rows(where, (bytes.fromhex(parent), first, end, limit)))
 
     def last_step(self, parent: str) -> Activation | None:
         """The newest step of a chain."""
         where = "WHERE parent=? AND parent IS NOT NULL ORDER BY idx DESC, seq DESC LIMIT 1"
         return next(self._rows(where, (bytes.fromhex(parent),)), None)
 
-    def succeeded_steps(self, parent: str) -> int:
-        row = self._driver.execute(
-            "SELECT count(*) FROM activations WHERE parent=? AND parent IS NOT NULL AND state=?",
-            (bytes.fromhex(parent), int(State.SUCCEEDED)),
-        ).fetchone()
-        return int(row[0])
+    def pin(self, row: Activation) -> None:
+        """Write down a chain's components."""
+        self._driver.execute("UPDATE activations SET chain=? WHERE seq=?", (row.chain, row.seq))
 
     # maps
 
     def map_state(self, id: str) -> MapState:
         """How far a map is. Raises NotFound."""
         row = self._driver.execute(
-            'SELECT component, count, spread, "left", failed FROM maps WHERE activation=?', (bytes.fromhex(id),)
+            'SELECT component, count, spread, "left", failed, source, again FROM maps WHERE activation=?',
+            (bytes.fromhex(id),),
         ).fetchone()
         if row is None:
             raise NotFound(f"activation {id} is no map")
@@ -222,10 +241,34 @@ class Activations:
 
     def save_map_states(self, states: Mapping[str, MapState]) -> None:
         self._many(
-            'INSERT OR REPLACE INTO maps (activation, component, count, spread, "left", failed)'
-            " VALUES (?, ?, ?, ?, ?, ?)",
-            [(bytes.fromhex(id), s.component, s.count, s.spread, s.left, s.failed) for id, s in states.items()],
+            'INSERT OR REPLACE INTO maps (activation, component, count, spread, "left", failed, source, again)'
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (bytes.fromhex(id), s.component, s.count, s.spread, s.left, s.failed, s.source, s.again)
+                for id, s in states.items()
+            ],
         )
+
+    def elements(self, map: str, first: int, end: int) -> Iterator[Element]:
+        """How the elements of a map with an index from `first` on and below `end` ended, in order."""
+        rows = self._driver.execute(
+            "SELECT idx, id, state, result FROM activations"
+            " WHERE parent=? AND parent IS NOT NULL AND idx>=? AND idx<? ORDER BY idx, seq",
+            (bytes.fromhex(map), first, end),
+        )
+        return (Element(index, id.hex(), state == State.SUCCEEDED, result) for index, id, state, result in rows)
+
+    def finished_maps(self, seqs: Sequence[int]) -> list[tuple[str, str, int]]:
+        """The maps among these that have finished: namespace, id, attempt."""
+        found: list[tuple[str, str, int]] = []
+        for chunk in _chunks(seqs):
+            marks = ",".join("?" * len(chunk))
+            rows = self._driver.execute(
+                f"SELECT namespace, id, attempt FROM activations WHERE seq IN ({marks}) AND state>=5 AND category=?",
+                (*chunk, Category.MAP.value),
+            )
+            found.extend((namespace, id.hex(), attempt) for namespace, id, attempt in rows)
+        return found
 
     def newest(
         self,

@@ -155,6 +155,8 @@ maps = Table(
     Column("spread", Integer, nullable=False),
     Column("left", Integer, nullable=False),
     Column("failed", Integer, nullable=False),
+    Column("source", BigInteger),
+    Column("again", Integer),
 )
 """How far a running map is: beside its row, which holds all elements and is not to be written with each that ends."""
 
@@ -230,7 +232,14 @@ def _store_id(connection: Connection) -> None:
     connection.execute(insert(meta), [{"key": "id", "value": secrets.randbits(63)}])
 
 
-MIGRATIONS: Sequence[Migration] = (metadata.create_all, _topic_ids, _store_id)
+def _map_slices(connection: Connection) -> None:
+    """How far a map is in its elements' file, and in trying failed ones again."""
+    if not any(column["name"] == "again" for column in inspect(connection).get_columns("maps")):
+        connection.execute(text("ALTER TABLE maps ADD COLUMN source BIGINT"))
+        connection.execute(text("ALTER TABLE maps ADD COLUMN again INTEGER"))
+
+
+MIGRATIONS: Sequence[Migration] = (metadata.create_all, _topic_ids, _store_id, _map_slices)
 """Migration n makes version n+1 of version n. Never change one that was released: append."""
 
 
