@@ -1,0 +1,397 @@
+"""From an attempt's bound description to what `htcondor2.Submit` and its item data take. Functions of values, except
+`sources`, which looks at the files that a job names.
+
+A job has a *room* on the access point, a directory that the queue makes (`rooms`); HTCondor sees nothing else of us:
+
+    room/params.json   transferred in
+    room/scratch/      `initialdir`: what the job leaves arrives here, `result.json` with it
+    room/stdout, room/stderr
+
+Where output files are to go in the end (`output`, `initialdir`, remaps, ON_SUCCESS) is done by `delivery` when the job
+has ended, as for the local queue; so HTCondor writes in the room only, whoever the job's owner is. Files are always
+transferred (`should_transfer_files`), which a job on a shared file system does not notice: full paths stay full paths.
+
+One cluster or many
+    Jobs that differ only in ids, rooms, arguments, environment, input files and batch name go into one cluster, those
+    as item data. What forces a cluster of its own:
+    - another value of any other command (executable, that is code; resources; requirements; attributes);
+    - a `$` in one of the values above: items are macros too, and what comes from parameters is written `$(DOLLAR)`
+      where HTCondor expands once, not where one value stands in another;
+    - more than JOBS_PER_CLUSTER jobs: a submit blocks the schedd.
+
+What is data and what is not
+    Parameters reach arguments, environment, paths and string literals only, quoted by `entities`. A value that ends
+    with a backslash is refused: the bindings print commands as lines, and it would swallow the next one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+from eventmill.entities import macros, quoting
+from eventmill.entities.submit import ALLOWED, BoundDescription
+from eventmill.errors import InvalidConfig, InvalidDescription
+from eventmill.executors.htcondor.records import ACTIVATION
+from eventmill.executors.jobs import PARAMS_ENV, PARAMS_FILE, RESULT_ENV, RESULT_FILE
+
+JOBS_PER_CLUSTER: Final = 500
+ATTEMPT: Final = "EventmillAttempt"
+SERVER: Final = "EventmillServer"
+ACTION: Final = "EventmillAction"
+
+INFORMATION: Final = (
+    ACTIVATION, ATTEMPT, SERVER, "Owner", "JobStatus", "NumJobStarts", "ExitCode", "ExitBySignal", "ExitSignal",
+    "HoldReason", "HoldReasonCode", "HoldReasonSubCode", "RemoveReason", "RemoteHost", "LastRemoteHost", "MemoryUsage",
+    "RemoteWallClockTime", "RemoteUserCpu", "RemoteSysCpu",
+)  # fmt: skip
+"""Attributes that come with each event in a job log of ours; for a pool's log the same are advised."""
+
+LOG_IN_JSON: Final = "2"
+"""Of `UserLogUseXML`: in spite of its name it takes 1 for XML and 2 for JSON."""
+
+SUBMITTED_HELD: Final = 15
+"""HoldReasonCode of a job that was submitted held, and has not been released."""
+
+NEVER: Final = frozenset({
+    # what runs, where its files are, and what becomes of them: typed, checked, or ours
+    "executable", "transfer_executable", "copy_to_spool", "arguments", "environment", "env", "getenv",
+    "allow_environment_from", "input", "output", "error", "stdin", "stdout", "stderr", "initialdir", "initial_dir",
+    "iwd", "remote_initialdir", "job_iwd", "universe", "container_image", "docker_image", "transfer_input", "transfer_output",
+    "transfer_error", "transfer_input_files", "transfer_output_files", "transfer_output_remaps", "output_destination",
+    "should_transfer_files", "when_to_transfer_output", "preserve_relative_paths", "public_input_files",
+    "append_files", "fetch_files", "compress_files", "local_files", "file_remaps", "buffer_files", "jar_files",
+    "stream_input", "stream_output", "stream_error", "manifest", "manifest_dir", "checkpoint_destination",
+    "skip_filechecks", "transfer_plugins", "vm_disk", "tool_daemon_cmd", "tool_daemon_args", "tool_daemon_input",
+    # when it runs and when it is gone: one job for one activation, tried again by Eventmill alone
+    "hold", "queue", "log", "log_xml", "dagman_log", "job_ad_information_attrs", "max_materialize", "max_idle",
+    "materialize_max_idle", "leave_in_queue", "max_retries", "retry_until", "success_exit_code", "on_exit_hold",
+    "on_exit_hold_reason", "on_exit_hold_subcode", "on_exit_remove", "noop_job", "noop_job_exit_code",
+    "noop_job_exit_signal", "allowed_execute_duration", "cron_minute", "cron_hour", "cron_day_of_month", "cron_month",
+    "cron_day_of_week", "batch_id", "jobset",
+    # whose it is, and what would run on the access point or in its name
+    "run_as_owner", "accounting_group_user", "grid_resource", "hook_keyword", "x509userproxy", "use_x509userproxy",
+    "send_credential", "notification", "notify_user", "email_attributes", "use_scitokens", "scitokens_file",
+    "include", "use",
+})  # fmt: skip
+"""Commands that neither a namespace's list nor a pool's defaults can have (`environment` excepted, for defaults)."""
+
+_TYPED: Final = {
+    "request_memory": "request_memory_mb", "request_disk": "request_disk_kb", "request_gpus": "request_gpus",
+    "allowed_job_duration": "duration_s_max",
+}  # fmt: skip
+_ATTRIBUTE: Final = re.compile(r"(?:\+|My\.)([A-Za-z_]\w*)\Z", re.IGNORECASE)
+_COMMAND: Final = re.compile(r"[A-Za-z_]\w*\Z")
+_UNNAMEABLE: Final = re.compile(r'[,"\\\x00-\x1f\x7f]|^\s|\s\Z|://')
+_BREAKS: Final = re.compile(r"[\x00\n\r]")
+_TRACEPARENT: Final = re.compile(r"[0-9a-f-]{1,64}\Z")
+
+_ITEMS: Final = (
+    f"My.{ACTIVATION}", f"My.{ATTEMPT}", "initialdir", "output", "error", "input", "transfer_input_files", "arguments",
+    "environment", "batch_name",
+)  # fmt: skip
+"""Commands whose values may differ within a cluster."""
+_SCRATCH: Final = "$$(CondorScratchDir)"
+_FRAMES: Final = {"environment": f'"{PARAMS_ENV}={_SCRATCH}/{PARAMS_FILE} {RESULT_ENV}={_SCRATCH}/{RESULT_FILE} %s"'}
+"""What stands around a value: the starter knows the scratch directory's name when it starts the job."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What is the same for all jobs of a pool."""
+
+    server: str = ""
+    """Who submits: jobs of other servers' stores in the same pool are none of ours."""
+    log: Path | None = None
+    """A job log of ours; None: the pool's own is read."""
+    keep_claim_idle_s: int = 0
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    """Commands for the jobs that do not have their own (`read_defaults`)."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables of all jobs: `PATH`, where `python3` of plain-Python jobs is not in the usual places."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What is known of one attempt besides its description."""
+
+    activation: str
+    attempt: int
+    action: str
+    """Its qualified name."""
+    batch_name: str
+    """What condor_q shows it under, unless the description says otherwise: its chain."""
+    room: Path
+    code: Path
+    """Where its archive is unpacked."""
+    memory_mb: int
+    """The action's limit, for descriptions without request_memory."""
+    limit_s: int | None = None
+    """The attempt's time limit: beyond it HTCondor holds the job (HoldReasonCode 46)."""
+    accounting_group: str = ""
+    traceparent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """One call of `submit`: `htcondor2.Submit(dict(commands))` with `itemdata=iter(items)`."""
+
+    commands: Mapping[str, str]
+    items: tuple[Mapping[str, str], ...]
+    """One for each job, in the order of the procs."""
+    jobs: tuple[int, ...]
+    """Which of the jobs given these are, by index."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """The files a job needs, with full paths in which no link is left."""
+
+    executable: str
+    input: str | None
+    inputs: tuple[str, ...]
+
+
+def allowed_commands(commands: Mapping[str, Sequence[str]], namespace: str) -> frozenset[str]:
+    """The commands that the descriptions of a namespace may have, for `entities.submit.parse`.
+
+    `commands`: the pool's lists by namespace, `*` for all. Raises InvalidConfig for one that can't be allowed.
+    """
+    extra = {name.strip().lower() for key in ("*", namespace) for name in commands.get(key, ())}
+    for name in extra:
+        bare = re.sub(r"^my\.", "+", name)
+        if name in NEVER or bare.startswith("+eventmill") or not (_COMMAND.match(name) or _ATTRIBUTE.match(name)):
+            raise InvalidConfig(f"commands: '{name}' can't be allowed: it is Eventmill's own to say")
+    return ALLOWED | {re.sub(r"^my\.", "+", name) for name in extra}
+
+
+def read_defaults(table: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """A pool's default commands (attributes as `My.Name`), and the variables of its `environment`.
+
+    The values are the operator's own and stay as they are. Raises InvalidConfig.
+    """
+    commands: dict[str, str] = {}
+    variables: dict[str, str] = {}
+    for key, value in table.items():
+        name = key.strip()
+        if "\n" in value or "\r" in value or value.rstrip().endswith("\\"):
+            raise InvalidConfig(f"defaults: '{name}' must be one line, without a backslash at its end")
+        attribute = _ATTRIBUTE.match(name)
+        if name.lower() == "environment":
+            try:
+                words = quoting.split_environment(list(value), 0)
+            except InvalidDescription as e:
+                raise InvalidConfig(f"defaults: {e}") from e
+            variables = {variable: macros.join(text) for variable, text in words.items()}
+        elif name.lower() in NEVER or (attribute and attribute[1].lower().startswith("eventmill")):
+            raise InvalidConfig(f"defaults: '{name}' is Eventmill's own to say")
+        elif attribute or _COMMAND.match(name):
+            commands[f"My.{attribute[1]}" if attribute else name.lower()] = value
+        else:
+            raise InvalidConfig(f"defaults: '{name}' is not a submit command")
+    return commands, variables
+
+
+def sources(bound: BoundDescription, code: Path, roots: Iterable[str]) -> Sources:
+    """Where the files lie that a description names. Looks at them: call it in a thread.
+
+    `roots`: absolute directories in which full paths may lie. Raises InvalidDescription if a file isn't there, leads
+    out of its directory by a link, or has a name that can't be transferred.
+    """
+    allowed = [os.path.realpath(root) for root in roots]
+    archive = os.path.realpath(code)
+    executable = bound.executable
+    if bound.transfer_executable:
+        executable = _source(archive, executable, "executable", allowed)
+    stdin = None if bound.input in (None, "/dev/null") else _source(archive, bound.input or "", "input", allowed)
+    inputs = tuple(_source(archive, path, "transfer_input_files", allowed) for path in bound.inputs)
+    return Sources(executable=executable, input=stdin, inputs=inputs)
+
+
+def _source(archive: str, path: str, command: str, roots: Sequence[str]) -> str:
+    """A file's full path, resolved; a `/` at the end (the directory's contents) stays."""
+    found = os.path.realpath(os.path.join(archive, path))
+    within = roots if path.startswith("/") else [archive]
+    if not any(found == root or found.startswith(root.rstrip("/") + "/") for root in within):
+        raise InvalidDescription(f"{command}: {path} leads out of the directories that jobs may name")
+    if not os.path.exists(found):
+        raise InvalidDescription(f"{command}: there is no {path}")
+    if _UNNAMEABLE.search(found):
+        raise InvalidDescription(f"{command}: HTCondor can't transfer a file of this name: {found!r}")
+    return found + "/" if path.endswith("/") and os.path.isdir(found) else found
+
+
+def job_commands(bound: BoundDescription, facts: Facts, terms: Terms, files: Sources) -> dict[str, str]:
+    """The commands of one job. Raises InvalidDescription for a value that HTCondor would not take as it is."""
+    described = bound.to_dict()
+    for key in ("input", "output", "error", "initialdir", "transfer_input_files", "transfer_output_remaps"):
+        described.pop(key, None)
+    commands = {
+        **_defaults(bound, terms),
+        **described,
+        **_resources(bound, facts, terms),
+        **_transfer(bound, facts, files),
+        "environment": _environment(bound, facts, terms),
+        **_identity(bound, facts, terms),
+    }
+    if release := commands.get("periodic_release"):
+        # nobody's but ours: it must not run before its handle is recorded
+        commands["periodic_release"] = f"(HoldReasonCode =!= {SUBMITTED_HELD}) && ({release})"
+    for key, value in commands.items():
+        if (value.endswith("\\") and key not in _FRAMES) or _BREAKS.search(value):
+            raise InvalidDescription(f"{key}: a value can't end with a backslash, nor contain a line's end or NUL")
+    return commands
+
+
+def _defaults(bound: BoundDescription, terms: Terms) -> dict[str, str]:
+    """The pool's defaults, but for what the description says itself."""
+    own = {key.lower() for key in bound.other}
+    own |= {key for key, name in _TYPED.items() if getattr(bound, name)}
+    return {key: value for key, value in terms.defaults.items() if key.lower() not in own}
+
+
+def _resources(bound: BoundDescription, facts: Facts, terms: Terms) -> dict[str, str]:
+    commands: dict[str, str] = {}
+    if bound.request_memory_mb is None and "request_memory" not in terms.defaults:
+        commands["request_memory"] = str(facts.memory_mb)
+    limits = [limit for limit in (facts.limit_s, bound.duration_s_max) if limit]
+    if limits:
+        commands["allowed_job_duration"] = str(min(limits))
+    if terms.keep_claim_idle_s and not {"keep_claim_idle"} & (bound.other.keys() | terms.defaults.keys()):
+        commands["keep_claim_idle"] = str(terms.keep_claim_idle_s)
+    return commands
+
+
+def _transfer(bound: BoundDescription, facts: Facts, files: Sources) -> dict[str, str]:
+    room = _path(facts.room)
+    inputs = [f"{room}/{PARAMS_FILE}", *map(_literal, files.inputs)]
+    commands = {
+        "executable": _literal(files.executable),
+        "initialdir": f"{room}/scratch",
+        "output": f"{room}/stdout",
+        "error": f"{room}/stderr",
+        "should_transfer_files": "YES",
+        # whether a failed job's files are delivered is decided later; its result file is wanted in any case
+        "when_to_transfer_output": "ON_EXIT_OR_EVICT" if bound.when_to_transfer_output.endswith("EVICT") else "ON_EXIT",
+    }
+    if files.input is not None:
+        commands["input"] = _literal(files.input)
+    if bound.outputs is not None:
+        # a file that is named and not there would put the job on hold: rooms has made an empty result
+        inputs.append(f"{room}/{RESULT_FILE}")
+        names = [*(name for name in bound.outputs if name != RESULT_FILE), RESULT_FILE]
+        commands["transfer_output_files"] = ", ".join(map(_literal, names))
+        commands["preserve_relative_paths"] = "true"
+    commands["transfer_input_files"] = ", ".join(inputs)
+    return commands
+
+
+def _environment(bound: BoundDescription, facts: Facts, terms: Terms) -> str:
+    variables = {
+        **terms.environment,
+        **bound.environment,
+        "EVENTMILL_ACTIVATION": facts.activation,
+        "EVENTMILL_ATTEMPT": str(facts.attempt),
+    }
+    if facts.traceparent and _TRACEPARENT.match(facts.traceparent):
+        variables["TRACEPARENT"] = facts.traceparent
+    inside = quoting.join_environment(variables)[1:-1]
+    if macros.EVALUATED_LATER.search(inside):
+        raise InvalidDescription("environment: '$$' and '$(DOLLAR)' are evaluated by HTCondor; see params.json")
+    return _literal(inside)
+
+
+def _identity(bound: BoundDescription, facts: Facts, terms: Terms) -> dict[str, str]:
+    """Whose job it is, how it starts, and where its events go."""
+    commands = {
+        "hold": "true",
+        "notification": "never",
+        "getenv": "false",
+        f"My.{ACTIVATION}": f'"{facts.activation}"',
+        f"My.{ATTEMPT}": str(facts.attempt),
+        f"My.{ACTION}": _string(facts.action),
+        "job_ad_information_attrs": ", ".join(INFORMATION),
+    }
+    if "batch_name" not in bound.other:
+        commands["batch_name"] = _word(facts.batch_name)
+    if facts.accounting_group and "accounting_group" not in bound.other:
+        commands["accounting_group"] = _word(facts.accounting_group)
+    if terms.server:
+        commands[f"My.{SERVER}"] = _string(terms.server)
+    if terms.log is not None:
+        commands |= {"log": _path(terms.log), "My.UserLogUseXML": LOG_IN_JSON}
+    return commands
+
+
+def clusters(jobs: Sequence[Mapping[str, str]]) -> list[Cluster]:
+    """Jobs (of `job_commands`, for one identity) gathered into as few submit calls as they allow."""
+    groups: dict[tuple[tuple[str, str | None], ...], list[int]] = {}
+    for index, commands in enumerate(jobs):
+        key = tuple((name, None if _varies(name, value) else value) for name, value in sorted(commands.items()))
+        groups.setdefault(key, []).append(index)
+    return [
+        _cluster(jobs, members[start : start + JOBS_PER_CLUSTER])
+        for members in groups.values()
+        for start in range(0, len(members), JOBS_PER_CLUSTER)
+    ]
+
+
+def _varies(name: str, value: str) -> bool:
+    return name in _ITEMS and "$" not in value
+
+
+def _cluster(jobs: Sequence[Mapping[str, str]], members: Sequence[int]) -> Cluster:
+    """One cluster: what all have in common as commands, the rest as item data."""
+    first = jobs[members[0]]
+    differ = [name for name, value in first.items() if any(jobs[index][name] != value for index in members)]
+    variables = {name: "Eventmill_" + re.sub(r"\W", "_", name) for name in differ}
+    commands = {
+        name: _FRAMES.get(name, "%s").replace("%s", f"$({variables[name]})" if name in variables else value)
+        for name, value in first.items()
+    }
+    items = tuple({variable: jobs[index][name] for name, variable in variables.items()} for index in members)
+    return Cluster(commands, items, tuple(members))
+
+
+def numbered(bound: BoundDescription, cluster: int, proc: int) -> BoundDescription:
+    """The description with the job's numbers where its author wrote `$(ClusterId)` and `$(ProcId)`: for delivery."""
+
+    def put(text: str) -> str:
+        return text.replace(macros.CLUSTER, str(cluster)).replace(macros.PROC, str(proc))
+
+    return replace(
+        bound,
+        output=bound.output and put(bound.output),
+        error=bound.error and put(bound.error),
+        initialdir=put(bound.initialdir),
+        outputs=None if bound.outputs is None else tuple(map(put, bound.outputs)),
+        remaps={put(name): put(path) for name, path in bound.remaps.items()},
+    )
+
+
+def _path(path: Path) -> str:
+    """A path of ours. Raises InvalidConfig if the server's own directory has a name that HTCondor can't take."""
+    text = str(path)
+    if not path.is_absolute() or _UNNAMEABLE.search(text) or "$" in text:
+        raise InvalidConfig(f"state_dir: HTCondor can't take a path with commas, quotes, backslashes or '$': {text!r}")
+    return text
+
+
+def _literal(text: str) -> str:
+    """Text in which no macro is expanded but the job's numbers."""
+    text = text.replace("$", "$(DOLLAR)")
+    return text.replace(macros.CLUSTER, "$(ClusterId)").replace(macros.PROC, "$(ProcId)")
+
+
+def _string(text: str) -> str:
+    """A ClassAd string literal."""
+    return '"' + _word(text).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _word(text: str) -> str:
+    """A name of ours on one line, in which nothing means anything to HTCondor."""
+    return re.sub(r"[\x00-\x1f\x7f$\"\\]", "_", text).strip()
