@@ -66,7 +66,7 @@ class Joiner:
             try:
                 await self._join(id, attempt)
             except EventmillError as e:
-                _log.error("map %s can't be joined: %s", id, e)
+                _log.error("the end of map %s can't be recorded: %s", id, e)
 
     async def _join(self, id: str, attempt: int) -> None:
         map = await self._store.read(partial(_still_to_be_joined, id=id, attempt=attempt))
@@ -76,18 +76,18 @@ class Joiner:
         path = self._files.path(namespace, id, attempt)
         while True:
             try:
-                joined = await self._written(path, id, count)
-                reached("joined")
-                end = partial(maps.end_joined, id=id, attempt=attempt, joined=joined)
+                end = partial(maps.end_joined, joined=await self._written(path, id, count))
                 break
-            except (OSError, Unavailable) as e:
-                if isinstance(e, OSError) and e.errno not in _PASSING:
-                    _log.error("the results of map %s can't be written to %s: %s", id, path, e)
-                    end = partial(maps.end_unjoined, id=id, attempt=attempt, reason=e.strerror or str(e))
+            except Exception as e:
+                if not _passes(e):
+                    _log.error("the results of map %s can't be joined", id, exc_info=e)
+                    reason = e.strerror if isinstance(e, OSError) else f"internal error: {type(e).__name__}: {e}"
+                    end = partial(maps.end_unjoined, reason=str(reason))
                     break
                 _log.error("the results of map %s wait: %s", id, e)
                 await asyncio.sleep(_NO_ROOM_S)
-        if not await self._ask(end):
+        reached("joined")
+        if not await self._ask(partial(end, id=id, attempt=attempt)):
             await asyncio.to_thread(self._files.remove, namespace, id, [attempt])
 
     async def _written(self, path: Path, id: str, count: int) -> Joined:
@@ -104,6 +104,11 @@ class Joiner:
             return joined
         finally:
             self._files.drop(path, file)
+
+
+def _passes(error: Exception) -> bool:
+    """A full disk."""
+    return isinstance(error, Unavailable) or (isinstance(error, OSError) and error.errno in _PASSING)
 
 
 def _still_to_be_joined(tx: Tx, id: str, attempt: int) -> tuple[str, int] | None:

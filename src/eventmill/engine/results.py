@@ -100,13 +100,13 @@ class ResultFiles:
                     if params is not None:
                         found.append(params)
                     offset, limit = offset + len(line), limit - 1
-                    if not line:
-                        break  # it has become shorter
+                    if not line:  # it has become shorter
+                        return found, None
         except ValueError as e:
             raise UnusableItems(f"{href} is not JSON lines: {e} (in the line at byte {offset})") from e
         except OSError as e:
             raise UnusableItems(f"{href} can't be read: {e.strerror}") from e
-        return found, offset if line and offset < size else None
+        return found, offset if offset < size else None
 
     def _open(self, namespace: str, href: str) -> BinaryIO:
         """A plain file below the namespace's folder; links are not followed. Raises OSError, UnusableItems."""
