@@ -35,6 +35,7 @@ from eventmill.engine.audit import audit
 from eventmill.errors import InvalidConfig, InvalidInput, Unavailable
 from eventmill.events import PathTable
 from eventmill.executors import Executor
+from eventmill.executors.htcondor import CondorQueue
 from eventmill.executors.local import LocalQueue
 from eventmill.executors.pool import Pool
 from eventmill.sdk.event import PATHS_ENV, Event
@@ -163,19 +164,21 @@ def _executors(settings: Settings, store: Store, data_dir: Path, paths: PathTabl
         )
     }
     for name, pool in settings.pools.items():
-        executors[pool_queue(name)] = LocalQueue(
-            store.code,
-            name=name,
-            state_dir=data_dir / "jobs" / name,
-            results_dir=data_dir / RESULTS,
-            cpus=pool.cpus,
-            memory_mb=pool.memory_mb or _three_quarters_of_memory(),
-            environment=environment,
-            result_bytes_max=limits.payload_bytes,
-            archive_files_max=limits.archive_files,
-            archive_bytes_max=limits.archive_bytes,
-            roots=[*(Path(row.local or row.subject) for row in settings.paths), *(row.path for row in settings.files)],
-        )
+        common: dict[str, Any] = {
+            "name": name,
+            "state_dir": data_dir / "jobs" / name,
+            "results_dir": data_dir / RESULTS,
+            "environment": environment,
+            "result_bytes_max": limits.payload_bytes,
+            "archive_files_max": limits.archive_files,
+            "archive_bytes_max": limits.archive_bytes,
+            "roots": [Path(row.local or row.subject) for row in settings.paths] + [row.path for row in settings.files],
+        }
+        if pool.kind == "htcondor":
+            executors[pool_queue(name)] = CondorQueue(store.code, pool=pool, **common)
+        else:
+            memory_mb = pool.memory_mb or _three_quarters_of_memory()
+            executors[pool_queue(name)] = LocalQueue(store.code, cpus=pool.cpus, memory_mb=memory_mb, **common)
     return executors
 
 

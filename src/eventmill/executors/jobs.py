@@ -14,14 +14,14 @@ import struct
 import zipfile
 import zlib
 from base64 import b64decode
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from eventmill.entities import Status
-from eventmill.entities.submit import DESCRIPTION_BYTES_MAX, BoundDescription, Description, parse
+from eventmill.entities.submit import ALLOWED, DESCRIPTION_BYTES_MAX, BoundDescription, Description, parse
 from eventmill.errors import InvalidArchive, InvalidDescription, InvalidEvent
 from eventmill.events.codec import parse_json
 from eventmill.executors.archive import check_directory
@@ -55,8 +55,9 @@ class JobArchive:
         return path in self.members or any(member.startswith(folder) for member in self.members) or folder == "./"
 
 
-def read_archive(code: bytes, *, files_max: int = 10_000) -> JobArchive:
-    """Decode a job's code and read its description. Raises InvalidArchive, InvalidDescription."""
+def read_archive(code: bytes, *, files_max: int = 10_000, allowed: Container[str] = ALLOWED) -> JobArchive:
+    """Decode a job's code and read its description, which may have the `allowed` commands. Raises InvalidArchive,
+    InvalidDescription."""
     try:
         data = b64decode(code, validate=True)
         check_directory(data, files_max)
@@ -78,7 +79,7 @@ def read_archive(code: bytes, *, files_max: int = 10_000) -> JobArchive:
         raise InvalidArchive(f"a job's code is a zip in base64: {e}") from e
     except UnicodeDecodeError as e:
         raise InvalidArchive(f"{DESCRIPTION_FILE} is not UTF-8") from e
-    return JobArchive(data, parse(text), members)
+    return JobArchive(data, parse(text, allowed=allowed), members)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,18 +61,19 @@ NEVER: Final = frozenset({
     # what runs, where its files are, and what becomes of them: typed, checked, or ours
     "executable", "transfer_executable", "copy_to_spool", "arguments", "environment", "env", "getenv",
     "allow_environment_from", "input", "output", "error", "stdin", "stdout", "stderr", "initialdir", "initial_dir",
-    "iwd", "remote_initialdir", "job_iwd", "universe", "container_image", "docker_image", "transfer_input", "transfer_output",
-    "transfer_error", "transfer_input_files", "transfer_output_files", "transfer_output_remaps", "output_destination",
-    "should_transfer_files", "when_to_transfer_output", "preserve_relative_paths", "public_input_files",
-    "append_files", "fetch_files", "compress_files", "local_files", "file_remaps", "buffer_files", "jar_files",
-    "stream_input", "stream_output", "stream_error", "manifest", "manifest_dir", "checkpoint_destination",
-    "skip_filechecks", "transfer_plugins", "vm_disk", "tool_daemon_cmd", "tool_daemon_args", "tool_daemon_input",
+    "iwd", "remote_initialdir", "job_iwd", "universe", "container_image", "docker_image", "transfer_input",
+    "transfer_output", "transfer_error", "transfer_input_files", "transfer_output_files", "transfer_output_remaps",
+    "output_destination", "should_transfer_files", "when_to_transfer_output", "preserve_relative_paths",
+    "public_input_files", "append_files", "fetch_files", "compress_files", "local_files", "file_remaps",
+    "buffer_files", "jar_files", "stream_input", "stream_output", "stream_error", "manifest", "manifest_dir",
+    "checkpoint_destination", "skip_filechecks", "transfer_plugins", "vm_disk", "tool_daemon_cmd",
+    "tool_daemon_args", "tool_daemon_input",
     # when it runs and when it is gone: one job for one activation, tried again by Eventmill alone
     "hold", "queue", "log", "log_xml", "dagman_log", "job_ad_information_attrs", "max_materialize", "max_idle",
     "materialize_max_idle", "leave_in_queue", "max_retries", "retry_until", "success_exit_code", "on_exit_hold",
     "on_exit_hold_reason", "on_exit_hold_subcode", "on_exit_remove", "noop_job", "noop_job_exit_code",
-    "noop_job_exit_signal", "allowed_execute_duration", "cron_minute", "cron_hour", "cron_day_of_month", "cron_month",
-    "cron_day_of_week", "batch_id", "jobset",
+    "noop_job_exit_signal", "allowed_execute_duration", "cron_minute", "cron_hour", "cron_day_of_month",
+    "cron_month", "cron_day_of_week", "batch_id", "jobset",
     # whose it is, and what would run on the access point or in its name
     "run_as_owner", "accounting_group_user", "grid_resource", "hook_keyword", "x509userproxy", "use_x509userproxy",
     "send_credential", "notification", "notify_user", "email_attributes", "use_scitokens", "scitokens_file",
@@ -345,9 +346,10 @@ def _varies(name: str, value: str) -> bool:
 
 
 def _cluster(jobs: Sequence[Mapping[str, str]], members: Sequence[int]) -> Cluster:
-    """One cluster: what all have in common as commands, the rest as item data."""
+    """One cluster: what all have in common as commands, the rest (the id always) as item data."""
     first = jobs[members[0]]
-    differ = [name for name, value in first.items() if any(jobs[index][name] != value for index in members)]
+    differ = [f"My.{ACTIVATION}"]
+    differ += [n for n, value in first.items() if n not in differ and any(jobs[i][n] != value for i in members)]
     variables = {name: "Eventmill_" + re.sub(r"\W", "_", name) for name in differ}
     commands = {
         name: _FRAMES.get(name, "%s").replace("%s", f"$({variables[name]})" if name in variables else value)

@@ -40,7 +40,8 @@ from eventmill.executors.htcondor.watch import DirectoryWatch
 
 log = logging.getLogger(__name__)
 
-RECORD_BYTES_MAX: Final = 1 << 20
+RECORD_BYTES_MAX: Final = 256 << 10
+"""Usual are one or two thousand."""
 READ_BYTES: Final = 256 << 10
 """Of a log, at once: some 300 records, a millisecond or two."""
 OLD_FILES: Final = 2
@@ -70,6 +71,8 @@ class LogCounts:
 
 class EventLog:
     """The events of one log, as they come: `async for events in log`. One reader at a time.
+
+    One of the lists is empty: it says that all that was there has been passed on, and what is coming is new.
 
     `position`: where an earlier reader was (None: the log was never seen before). `at_end`: a log never seen before is
     followed from its end, not read from its beginning. Raises Unavailable if it can't be watched or read.
@@ -104,6 +107,7 @@ class EventLog:
         return {"files": [[file.inode, file.offset, zlib.crc32(file.tail)] for file in self._files]}
 
     async def __aiter__(self) -> AsyncIterator[list[JobEvent]]:
+        caught_up = False
         try:
             while True:
                 if not self._watch.intact:
@@ -111,10 +115,13 @@ class EventLog:
                 more = True
                 while more:
                     events, more = self._read()
+                    self.counts.events += len(events)
                     if events:
-                        self.counts.events += len(events)
                         yield events
                     await asyncio.sleep(0)
+                if not caught_up:
+                    caught_up = True
+                    yield []
                 names = await self._watch.changed()
                 if self._watch.intact and (names is None or any(map(self._is_ours, names))):
                     self._refresh()

@@ -193,7 +193,8 @@ def _salvage(piece: bytes, bytes_max: int) -> tuple[list[dict[str, Any]], bool]:
             continue
         try:
             value, end = _DECODER.raw_decode(text, begin)
-        except (ValueError, RecursionError):
+            value = orjson.loads(orjson.dumps(value))  # half characters and huge numbers could not be passed on
+        except (ValueError, TypeError, RecursionError):
             continue
         if _is_record(value):
             found.append(value)

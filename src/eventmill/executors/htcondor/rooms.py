@@ -1,14 +1,162 @@
-"""A job's room on the access point: the directory from which HTCondor takes its parameters and into which it puts what
-the job leaves. Its shape is `delivery`'s. Blocking; used in threads, for different jobs at once.
+"""What the queue has on the access point: a room for each job, the codes, and a number of its own.
+
+    identities/        the helpers' locks and tokens
+    code/<digest>/     an archive, unpacked; read by all jobs of that code
+    log/jobs.log       the jobs' events, where the pool's own log can't be read
+    rooms/<activation>.<attempt>/
+        job.json       what has to be known when the job has ended
+        params.json    transferred in
+        scratch/       what the job leaves arrives here
+        stdout, stderr, inputs.json
+
+A room is `delivery`'s: HTCondor takes the parameters from it and puts there what the job leaves. It is made before the
+job is submitted and goes when its end is recorded. Blocking; used in threads, for different jobs at once.
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
+import secrets
+import shutil
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import orjson
+
 from eventmill.entities.submit import BoundDescription
+from eventmill.errors import Unavailable
+from eventmill.executors import archive, jobs
+from eventmill.executors.base import CodeSource
 from eventmill.executors.delivery import INPUTS_FILE
-from eventmill.executors.jobs import PARAMS_FILE, RESULT_FILE
+from eventmill.executors.htcondor import description
+from eventmill.executors.htcondor.endings import Policy, Release
+from eventmill.executors.jobs import PARAMS_FILE, RESULT_FILE, JobArchive
+
+ARCHIVES_KEPT = 16
+"""Descriptions that are kept read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What has to be known of an attempt when it has ended."""
+
+    activation: str
+    attempt: int
+    namespace: str
+    code: str
+    """Digest of the archive."""
+    description: BoundDescription
+    logs_bytes: int
+    on_hold: Policy = "fail"
+
+    def numbered(self, id: str) -> Job:
+        """With the job's own numbers in the names of its files."""
+        cluster, proc = id.split(".")
+        return replace(self, description=description.numbered(self.description, int(cluster), int(proc)))
+
+    def to_json(self) -> bytes:
+        return orjson.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> Job:
+        values = orjson.loads(raw)
+        bound = values.pop("description")
+        for name in ("arguments", "inputs", "outputs"):
+            bound[name] = None if bound[name] is None else tuple(bound[name])
+        if isinstance(values["on_hold"], dict):
+            values["on_hold"] = Release(**values["on_hold"])
+        return cls(description=BoundDescription(**bound), **values)
+
+
+class Rooms:
+    """The directory of one queue, which belongs to one server at a time."""
+
+    def __init__(self, root: Path, *, files_max: int, bytes_max: int) -> None:
+        self._root = root
+        self._files_max = files_max
+        self._bytes_max = bytes_max
+        self._lock: int | None = None
+        self._unpacking = threading.Lock()
+        self._archives: dict[tuple[str, frozenset[str]], JobArchive] = {}
+
+    def open(self) -> str:
+        """Take the directory; the number that jobs of this server have. Codes that no job needs go. Raises
+        Unavailable if another server has it."""
+        for name in ("rooms", "code", "log", "identities"):
+            (self._root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = os.open(self._root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise Unavailable(f"another server uses the job directory {self._root}") from None
+        self._drop_codes()
+        number = self._root / "server"
+        if not number.exists():
+            part = number.with_suffix(".part")
+            part.write_text(secrets.token_hex(8))
+            part.rename(number)
+        return number.read_text()
+
+    def close(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def room(self, job: Job) -> Path:
+        return self._path(job.activation, job.attempt)
+
+    def _path(self, activation: str, attempt: int) -> Path:
+        return self._root / "rooms" / f"{activation}.{attempt}"
+
+    def furnish(self, job: Job, params: bytes) -> Path:
+        """Make the room of a job that is about to be submitted."""
+        room = self.room(job)
+        furnish(room, job.description, params)
+        (room / "job.json").write_bytes(job.to_json())
+        return room
+
+    def job(self, activation: str, attempt: int, namespace: str) -> Job:
+        """A job as its room remembers it; without a room all that is known is how it ended."""
+        try:
+            return Job.from_json((self._path(activation, attempt) / "job.json").read_bytes())
+        except (OSError, orjson.JSONDecodeError):
+            bare = BoundDescription(executable="", outputs=())
+            return Job(
+                activation=activation, attempt=attempt, namespace=namespace, code="", description=bare, logs_bytes=0
+            )  # fmt: skip
+
+    def clear(self, gone: Sequence[Job]) -> None:
+        """The ends of these are recorded."""
+        for job in gone:
+            shutil.rmtree(self.room(job), ignore_errors=True)
+
+    def archive(self, digest: str, source: CodeSource, allowed: frozenset[str]) -> JobArchive:
+        """A code's description, with its archive unpacked (`code`). Raises InvalidInput."""
+        key = digest, allowed
+        with self._unpacking:
+            if key not in self._archives:
+                read = jobs.read_archive(source(digest), files_max=self._files_max, allowed=allowed)
+                if not self.code(digest).exists():
+                    archive.unpack(read.data, self.code(digest), files_max=self._files_max, bytes_max=self._bytes_max)
+                self._archives[key] = replace(read, data=b"")
+                for old in list(self._archives)[:-ARCHIVES_KEPT]:
+                    del self._archives[old]
+            return self._archives[key]
+
+    def code(self, digest: str) -> Path:
+        """Where an archive is unpacked."""
+        return self._root / "code" / digest
+
+    def _drop_codes(self) -> None:
+        rooms = (self._root / "rooms").glob("*/job.json")
+        used = {orjson.loads(raw)["code"] for raw in (file.read_bytes() for file in rooms) if raw}
+        for entry in (self._root / "code").iterdir():
+            if entry.name not in used:
+                shutil.rmtree(entry, ignore_errors=True)
 
 
 def furnish(room: Path, bound: BoundDescription, params: bytes) -> None:

@@ -1,0 +1,5 @@
+"""HTCondor: jobs in a pool of machines. The bindings are an extra, and live in a process of their own."""
+
+from eventmill.executors.htcondor.queue import CondorQueue
+
+__all__ = ["CondorQueue"]

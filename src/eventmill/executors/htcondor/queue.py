@@ -1,0 +1,638 @@
+"""HTCondor: jobs in a pool, submitted held, released when they are recorded, ended by what the pool's log pushes.
+
+It owns one directory, with a room for each job, and what it knows of jobs in memory. It never lets a job run that was
+not recorded: what it submits is held until `release`. The log wakes it up; what it has missed stands in queue and
+history, which are asked after a start, when something has gone wrong, and by a slow audit, but not otherwise. Events
+count only for jobs that it has submitted itself, or that are recorded: their number decides, not an attribute that
+anybody can set.
+
+All methods and all state belong to the event loop. Files are read and written in threads; the bindings live in helper
+processes (`client`), one for each identity.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any, TypeVar
+
+import orjson
+
+from eventmill.config import Pool
+from eventmill.entities import Status
+from eventmill.errors import EventmillError, InvalidInput, Unavailable
+from eventmill.executors import jobs
+from eventmill.executors.base import (
+    Accepted,
+    Attempt,
+    CodeSource,
+    Executor,
+    Finished,
+    Found,
+    Recorded,
+    Report,
+    Started,
+)
+from eventmill.executors.delivery import Delivery
+from eventmill.executors.htcondor import description, endings
+from eventmill.executors.htcondor.client import Condor
+from eventmill.executors.htcondor.eventlog import EventLog
+from eventmill.executors.htcondor.records import JobEvent, Kind
+from eventmill.executors.htcondor.rooms import Job, Rooms
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+AGAIN_S = 2.0
+"""What the schedd could not do is asked for again after this."""
+AUDIT_S = 600.0
+"""So often the queue is looked at for jobs whose events were missed."""
+THREADS = 4
+SELF = ""
+"""The identity of namespaces without a token: the server's own account."""
+
+
+class Stage(Enum):
+    """How far a job is, as this server sees it."""
+
+    HELD = auto()
+    """In the queue, held by us; waits for its release."""
+    RELEASED = auto()
+    ENDING = auto()
+    ENDED = auto()
+    """Its `Finished` has been reported; its room stays until it is forgotten."""
+
+
+@dataclass(slots=True, eq=False)
+class _Tracked:
+    job: Job
+    id: str
+    """cluster.proc"""
+    identity: str
+    stage: Stage = Stage.HELD
+    cancelled: bool = False
+    running: bool = False
+    started_ms: int = 0
+    releases: int = 0
+    """How often it was let go again after the pool had held it."""
+    removed_for: jobs.Ending | None = None
+    """Why we have removed it."""
+    finished: Finished | None = None
+
+
+class CondorQueue(Executor):
+    """Jobs in an HTCondor pool (design, section 9)."""
+
+    two_phase = True
+
+    def __init__(
+        self,
+        code: CodeSource,
+        *,
+        name: str,
+        pool: Pool,
+        state_dir: Path,
+        results_dir: Path,
+        environment: Mapping[str, str],
+        result_bytes_max: int,
+        archive_files_max: int,
+        archive_bytes_max: int,
+        roots: Sequence[Path] = (),
+    ) -> None:
+        """`name`: the pool's, first part of every handle. The rest as for the local queue. Raises InvalidConfig."""
+        self._code = code
+        self._name = name
+        self._pool = pool
+        self._state = state_dir.absolute()
+        self._roots = [str(root.absolute()) for root in roots]
+        self._environment = dict(environment)
+        self._rooms = Rooms(self._state, files_max=archive_files_max, bytes_max=archive_bytes_max)
+        self._delivery = Delivery(results_dir, self._roots, result_bytes_max=result_bytes_max)
+        self._defaults = description.read_defaults(pool.defaults)
+        for namespace in pool.commands:
+            description.allowed_commands(pool.commands, namespace)
+        self._condors: dict[str, Condor] = {}
+        self._server = ""
+        self._only_namespace: str | None = None
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=f"{name}-jobs")
+        self._jobs: dict[str, _Tracked] = {}
+        """By cluster.proc."""
+        self._attempts: dict[tuple[str, int], _Tracked] = {}
+        self._pending: dict[tuple[str, int], Attempt] = {}
+        """To be submitted, in the order in which they came; those that are on their way among them."""
+        self._dropped: set[tuple[str, int]] = set()
+        """Cancelled before they were submitted."""
+        self._release: dict[str, None] = {}
+        self._remove: dict[str, str] = {}
+        """cluster.proc → reason."""
+        self._unseen: set[str] = set()
+        """Jobs that have to be looked for."""
+        self._suspect = True
+        """There may be jobs of ours in the queue that are in no record."""
+        self._audited = time.monotonic()
+        self._work = {name: asyncio.Event() for name in ("submit", "release", "remove", "look")}
+        self._reports: list[Report] = []
+        self._reported = asyncio.Event()
+        self._background: set[asyncio.Task[None]] = set()
+        self._failure: BaseException | None = None
+        self._stopping = False
+
+    # the contract
+
+    async def start(self) -> None:
+        self._server = await self._in_thread(self._rooms.open)
+        log_file = self._pool.event_log or self._state / "log" / "jobs.log"
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        # from here on: what happened before stands in queue and history, where recorded jobs are looked for
+        events = EventLog(log_file, at_end=True)
+        self._go(self._follow(events))
+        for loop in (self._submitter(), self._releaser(), self._remover(), self._looker()):
+            self._go(loop)
+        with suppress(Unavailable):  # it is said in `condition`; jobs wait
+            await self._condor(SELF).ping()
+
+    async def stop(self) -> None:
+        self._stopping = True
+        for task in list(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        for condor in self._condors.values():
+            await condor.stop()
+        self._reports.clear()
+        await asyncio.to_thread(self._threads.shutdown)
+        self._rooms.close()
+
+    def submit(self, attempts: Sequence[Attempt]) -> None:
+        for attempt in attempts:
+            key = attempt.activation, attempt.number
+            if tracked := self._attempts.get(key):
+                self._report(self._as_accepted(tracked), *([tracked.finished] if tracked.finished else []))
+            else:
+                self._pending.setdefault(key, attempt)
+        self._work["submit"].set()
+
+    def release(self, handles: Sequence[str]) -> None:
+        for tracked in map(self._by_handle, handles):
+            if tracked is not None and tracked.stage is Stage.HELD:
+                self._release[tracked.id] = None
+        self._work["release"].set()
+
+    def cancel(self, activations: Mapping[str, str | None]) -> None:
+        for activation, handle in activations.items():
+            if handle is None:
+                self._dropped.update(key for key in self._pending if key[0] == activation)
+            for tracked in [t for t in self._jobs.values() if t.job.activation == activation]:
+                if handle in (None, self._handle(tracked.id)) and tracked.stage in (Stage.HELD, Stage.RELEASED):
+                    tracked.cancelled = True
+                    self._take_away(tracked, jobs.Ending(cancelled=True), "cancelled")
+            if handle is not None and (id := self._id(handle)) is not None and id not in self._jobs:
+                self._remove[id] = "never recorded"  # an orphan
+        self._work["remove"].set()
+        self._work["submit"].set()
+
+    async def find(self, recorded: Sequence[Recorded]) -> dict[str, Found]:
+        """Every recorded job is found: what became of it is looked for beside, and reported."""
+        found: dict[str, Found] = {}
+        for each in recorded:
+            id = None if each.handle is None else self._id(each.handle)
+            if id is None:
+                continue
+            if id not in self._jobs:
+                job = await self._in_thread(self._rooms.job, each.activation, each.attempt, each.namespace)
+                self._track(_Tracked(job, id, self._identity(each.namespace), Stage.HELD))
+                self._unseen.add(id)
+            found[each.activation] = Found(activation=each.activation, handle=each.handle, running=True)
+        self._work["look"].set()
+        return found
+
+    def forget(self, handles: Sequence[str]) -> None:
+        gone = [t for t in map(self._by_handle, handles) if t is not None and t.stage is Stage.ENDED]
+        for tracked in gone:
+            del self._jobs[tracked.id]
+            self._attempts.pop((tracked.job.activation, tracked.job.attempt), None)
+        if gone:
+            self._go(self._in_thread(self._rooms.clear, [t.job for t in gone]))
+
+    async def held(self) -> dict[str, str]:
+        """Orphans: held jobs of ours in the queue that this server has not submitted. It is asked for them after a
+        start, and after a submit whose outcome nobody knows. Beside that, missed events are looked for."""
+        if time.monotonic() >= self._audited + AUDIT_S:
+            self._audited = time.monotonic()
+            self._unseen.update(t.id for t in self._jobs.values() if t.stage is Stage.RELEASED)
+            self._work["look"].set()
+        if not self._suspect or self._pending:
+            return {}
+        self._suspect = False
+        constraint = f'EventmillServer == "{self._server}" && HoldReasonCode == {description.SUBMITTED_HELD}'
+        found: dict[str, str] = {}
+        for identity in self._identities():
+            try:
+                ads = await self._condor(identity).query(constraint, ["ClusterId", "ProcId", "EventmillActivation"])
+            except Unavailable:
+                self._suspect = True
+                continue
+            ids = {f"{ad['ClusterId']}.{ad['ProcId']}": str(ad["EventmillActivation"]) for ad in ads}
+            found |= {activation: self._handle(id) for id, activation in ids.items() if id not in self._jobs}
+        return found
+
+    def condition(self) -> tuple[bool, str]:
+        if self._failure is not None:
+            return False, str(self._failure)
+        troubles = {condor.trouble for condor in self._condors.values() if condor.trouble}
+        stages = Counter(t.stage for t in self._jobs.values())
+        line = (
+            f"{stages[Stage.HELD]} jobs held, {stages[Stage.RELEASED]} released, {len(self._pending)} to be submitted"
+        )
+        return not troubles, "; ".join(troubles) or line
+
+    def counts(self) -> Mapping[str, int]:
+        """How often schedds were asked, by what."""
+        total: Counter[str] = Counter()
+        for condor in self._condors.values():
+            total.update(condor.calls)
+        return total
+
+    async def reports(self) -> AsyncIterator[list[Report]]:
+        while True:
+            await self._reported.wait()
+            self._reported.clear()
+            if self._failure is not None:
+                raise self._failure
+            batch, self._reports = self._reports, []
+            if batch:
+                yield batch
+
+    # submitting
+
+    async def _submitter(self) -> None:
+        """One call after the other: what comes while one is on its way goes together in the next."""
+        while True:
+            await self._work["submit"].wait()
+            self._work["submit"].clear()
+            while self._pending:
+                self._drop_cancelled()
+                batch = dict(list(self._pending.items())[: description.JOBS_PER_CLUSTER])
+                if batch and not await self._submit_batch(batch):
+                    await asyncio.sleep(AGAIN_S)
+
+    def _drop_cancelled(self) -> None:
+        for key in self._dropped & self._pending.keys():
+            attempt = self._pending.pop(key)
+            self._report(_unsubmitted(attempt, "cancelled", Status.APPLICATION_ERROR, final=True))
+        self._dropped.clear()
+
+    async def _submit_batch(self, batch: Mapping[tuple[str, int], Attempt]) -> bool:
+        """Submit these; False if the schedd has no answer, and the rest of them stays pending."""
+        prepared: dict[str, list[tuple[Attempt, Job, dict[str, str]]]] = {}
+        for key, attempt in batch.items():
+            try:
+                job, commands = await self._in_thread(self._prepare, attempt)
+            except (EventmillError, OSError) as e:
+                self._refuse(key, e)
+            else:
+                prepared.setdefault(self._identity(job.namespace), []).append((attempt, job, commands))
+        for identity, group in prepared.items():
+            for cluster in description.clusters([commands for _, _, commands in group]):
+                members = [group[index] for index in cluster.jobs]
+                if not await self._submit_cluster(identity, cluster, members):
+                    return False
+        return True
+
+    async def _submit_cluster(
+        self, identity: str, cluster: description.Cluster, members: Sequence[tuple[Attempt, Job, Any]]
+    ) -> bool:
+        try:
+            ids = await self._condor(identity).submit(cluster.commands, cluster.items)
+        except InvalidInput as e:
+            for attempt, _, _ in members:
+                self._refuse((attempt.activation, attempt.number), e)
+            return True
+        except Unavailable as e:
+            self._suspect = True  # it may have been done all the same
+            _log.error("pool %s: %d jobs wait: %s", self._name, len(self._pending), e)
+            return False
+        for id, (attempt, job, _) in zip(ids, members, strict=True):
+            self._pending.pop((attempt.activation, attempt.number), None)
+            tracked = _Tracked(job, id, identity)
+            self._track(tracked)
+            if (attempt.activation, attempt.number) in self._dropped:
+                self._take_away(tracked, jobs.Ending(cancelled=True), "cancelled")
+            self._report(self._as_accepted(tracked))
+        return True
+
+    def _prepare(self, attempt: Attempt) -> tuple[Job, dict[str, str]]:
+        """In a thread: the job's room, and its commands. Raises InvalidInput, OSError."""
+        action = attempt.action
+        if problem := self._refusal(action.namespace):
+            raise InvalidInput(problem)
+        digest = action.code or ""
+        code = self._rooms.code(digest)
+        allowed = description.allowed_commands(self._pool.commands, action.namespace)
+        parameters = orjson.loads(attempt.params)
+        archive = self._rooms.archive(digest, self._code, allowed)
+        bound = archive.description.bind(parameters if isinstance(parameters, dict) else {}, roots=self._roots)
+        archive.check_files(bound)
+        job = Job(
+            activation=attempt.activation, attempt=attempt.number, namespace=action.namespace, code=digest,
+            description=bound,
+            logs_bytes=action.limits.logs_mb << 20, on_hold=endings.read_policy(action.annotations.get("on_hold")),
+        )  # fmt: skip
+        room = self._rooms.furnish(job, attempt.params)
+        defaults, variables = self._defaults
+        terms = description.Terms(
+            server=self._server, log=None if self._pool.event_log else self._state / "log" / "jobs.log",
+            keep_claim_idle_s=self._pool.keep_claim_idle_s, defaults=defaults,
+            environment={**self._environment, **variables},
+        )  # fmt: skip
+        facts = description.Facts(
+            activation=attempt.activation, attempt=attempt.number, action=action.qualified, batch_name=action.qualified,
+            room=room, code=code, memory_mb=action.limits.memory_mb,
+            limit_s=action.limits.timeout_ms // 1000 if action.limits.timeout_ms else None,
+            accounting_group="", traceparent=attempt.traceparent,
+        )  # fmt: skip
+        return job, description.job_commands(bound, facts, terms, description.sources(bound, code, self._roots))
+
+    def _refusal(self, namespace: str) -> str | None:
+        """Why a namespace may have no jobs here; None if it may."""
+        if namespace in self._pool.tokens:
+            return None
+        if self._only_namespace is None:
+            self._only_namespace = namespace
+        if namespace == self._only_namespace and not self._pool.tokens:
+            return None
+        return (
+            f"jobs of namespace '{namespace}' are refused by pool '{self._name}': they would be the same account's as"
+            f" others': give each namespace an IDTOKEN (pools.{self._name}.tokens)"
+        )
+
+    def _refuse(self, key: tuple[str, int], why: Exception) -> None:
+        attempt = self._pending.pop(key)
+        own = isinstance(why, EventmillError)
+        text = str(why) if own else f"can't submit the job: {getattr(why, 'strerror', why)}"
+        status = Status.DEVELOPER_ERROR if own else Status.INTERNAL_ERROR
+        self._report(_unsubmitted(attempt, text, status, final=own))
+
+    # releasing, removing
+
+    async def _releaser(self) -> None:
+        while True:
+            await self._work["release"].wait()
+            self._work["release"].clear()
+            while self._release:
+                batch = list(self._release)
+                await self._each(batch, lambda condor, ids: condor.release(ids), self._released, self._release)
+
+    def _released(self, tracked: _Tracked) -> None:
+        if tracked.stage is Stage.HELD:
+            tracked.stage = Stage.RELEASED
+
+    async def _remover(self) -> None:
+        while True:
+            await self._work["remove"].wait()
+            self._work["remove"].clear()
+            while self._remove:
+                batch = list(self._remove)
+                await self._each(batch, lambda c, ids: c.remove(ids, "by Eventmill"), lambda _: None, self._remove)
+
+    async def _each(
+        self,
+        ids: Sequence[str],
+        call: Callable[[Condor, Sequence[str]], Coroutine[Any, Any, None]],
+        done: Callable[[_Tracked], None],
+        waiting: dict[str, Any],
+    ) -> None:
+        """Do something with jobs, by identity; what can't be done now stays in `waiting`."""
+        groups: dict[str, list[str]] = {}
+        for id in ids:
+            tracked = self._jobs.get(id)
+            groups.setdefault(SELF if tracked is None else tracked.identity, []).append(id)
+        for identity, group in groups.items():
+            try:
+                await call(self._condor(identity), group)
+            except Unavailable as e:
+                _log.error("pool %s: %d jobs wait to be released or removed: %s", self._name, len(waiting), e)
+                await asyncio.sleep(AGAIN_S)
+                continue
+            for id in group:
+                waiting.pop(id, None)
+                if (tracked := self._jobs.get(id)) is not None:
+                    done(tracked)
+
+    def _take_away(self, tracked: _Tracked, why: jobs.Ending, reason: str) -> None:
+        tracked.removed_for = tracked.removed_for or why
+        self._remove[tracked.id] = reason
+        self._work["remove"].set()
+
+    # what the log pushes
+
+    async def _follow(self, log: EventLog) -> None:
+        while True:
+            try:
+                async for events in log:
+                    for event in events:
+                        tracked = self._jobs.get(f"{event.cluster}.{event.proc}")
+                        if tracked is not None:
+                            self._happened(tracked, event)
+            except Unavailable as e:
+                _log.error("pool %s: %s", self._name, e)
+                await asyncio.sleep(AGAIN_S)
+
+    def _happened(self, tracked: _Tracked, event: JobEvent) -> None:
+        match event.kind:
+            case Kind.EXECUTING:
+                self._runs(tracked, event.time_ms, event.attributes)
+            case Kind.EVICTED | Kind.SHADOW_EXCEPTION:
+                tracked.running = False
+            case Kind.TERMINATED | Kind.ABORTED:
+                self._ended(tracked, event.time_ms, event.attributes, endings.of_event(event))
+            case Kind.HELD:
+                self._held(tracked, event.attributes)
+
+    def _runs(self, tracked: _Tracked, time_ms: int, facts: Mapping[str, Any]) -> None:
+        if tracked.stage in (Stage.ENDING, Stage.ENDED) or tracked.running:
+            return
+        tracked.stage, tracked.running, tracked.started_ms = Stage.RELEASED, True, time_ms
+        job = tracked.job
+        detail = {"job": tracked.id, "host": endings.host(facts)}
+        handle = self._handle(tracked.id)
+        self._report(
+            Started(activation=job.activation, attempt=job.attempt, handle=handle, time_ms=time_ms, detail=detail)
+        )
+
+    def _held(self, tracked: _Tracked, facts: Mapping[str, Any]) -> None:
+        """The pool has put a job on hold. Our own hold is none of its; a time limit is an end."""
+        code = facts.get("HoldReasonCode")
+        if code == description.SUBMITTED_HELD or tracked.stage in (Stage.ENDING, Stage.ENDED):
+            return
+        tracked.running = False
+        ending = endings.of_hold(facts)
+        policy = tracked.job.on_hold
+        if ending.timed_out or policy == "fail":
+            self._take_away(tracked, ending, "held")
+        elif isinstance(policy, endings.Release) and tracked.releases < policy.times:
+            tracked.releases += 1
+            asyncio.get_running_loop().call_later(policy.after_s, self._let_go, tracked)
+        elif isinstance(policy, endings.Release):
+            self._take_away(tracked, ending, "held")
+
+    def _let_go(self, tracked: _Tracked) -> None:
+        if tracked.stage is Stage.RELEASED and not self._stopping:
+            self._release[tracked.id] = None
+            self._work["release"].set()
+
+    def _ended(self, tracked: _Tracked, time_ms: int, facts: Mapping[str, Any], ending: jobs.Ending) -> None:
+        if tracked.stage in (Stage.ENDING, Stage.ENDED):
+            return
+        tracked.stage = Stage.ENDING
+        self._release.pop(tracked.id, None)
+        self._unseen.discard(tracked.id)
+        if ending.exit_code is None and ending.signal is None and tracked.removed_for is not None:
+            ending = tracked.removed_for
+        self._go(self._end(tracked, time_ms or _now(), facts, ending))
+
+    async def _end(self, tracked: _Tracked, time_ms: int, facts: Mapping[str, Any], ending: jobs.Ending) -> None:
+        job = tracked.job
+        usage = {"job": tracked.id, **endings.usage(facts, ending)}
+        tracked.finished = await self._in_thread(
+            functools.partial(
+                self._delivery.report, job.numbered(tracked.id), ending, self._rooms.room(job),
+                self._handle(tracked.id), usage=usage, started_ms=tracked.started_ms, ended_ms=time_ms,
+            )
+        )  # fmt: skip
+        tracked.stage = Stage.ENDED
+        self._report(tracked.finished)
+
+    # what the log has not pushed
+
+    async def _looker(self) -> None:
+        """Look in queue and history for jobs of which it is not known what they are at."""
+        while True:
+            await self._work["look"].wait()
+            self._work["look"].clear()
+            while self._unseen:
+                for identity in {self._jobs[id].identity for id in self._unseen if id in self._jobs}:
+                    ids = [id for id in self._unseen if id in self._jobs and self._jobs[id].identity == identity]
+                    with suppress(Unavailable):
+                        await self._look(identity, ids[: description.JOBS_PER_CLUSTER])
+                self._unseen &= self._jobs.keys()
+                if self._unseen:
+                    await asyncio.sleep(AGAIN_S)
+
+    async def _look(self, identity: str, ids: Sequence[str]) -> None:
+        condor = self._condor(identity)
+        queued = {_id(ad): ad for ad in await condor.query(_any_of(ids), endings.ATTRIBUTES)}
+        for id, ad in queued.items():
+            self._seen(self._jobs.get(id), ad)
+        if missing := [id for id in ids if id not in queued]:
+            ended = {_id(ad): ad for ad in await condor.history(missing, endings.ATTRIBUTES)}
+            # one that has left the queue between the two questions is in the history
+            for id in missing:
+                if (tracked := self._jobs.get(id)) is not None:
+                    ad = ended.get(id, {})
+                    self._ended(tracked, endings.ended_ms(ad), ad, endings.of_ad(ad))
+
+    def _seen(self, tracked: _Tracked | None, ad: Mapping[str, Any]) -> None:
+        """A job that is in the queue."""
+        if tracked is None or tracked.stage in (Stage.ENDING, Stage.ENDED):
+            return
+        status, code = ad.get("JobStatus"), ad.get("HoldReasonCode")
+        if status in (endings.COMPLETED, endings.REMOVED):
+            return  # it is on its way into the history: it is looked for again
+        self._unseen.discard(tracked.id)
+        if status == endings.HELD and code == description.SUBMITTED_HELD:
+            return
+        tracked.stage = Stage.RELEASED
+        self._release.pop(tracked.id, None)
+        if status == endings.RUNNING:
+            self._runs(tracked, endings.started_ms(ad), ad)
+        elif status == endings.HELD:
+            self._held(tracked, ad)
+
+    # identities, handles, reports, threads
+
+    def _identity(self, namespace: str) -> str:
+        return namespace if namespace in self._pool.tokens else SELF
+
+    def _identities(self) -> Iterable[str]:
+        return self._pool.tokens or [SELF]
+
+    def _condor(self, identity: str) -> Condor:
+        if identity not in self._condors:
+            self._condors[identity] = Condor(
+                directory=self._state / "identities" / (identity or "self"),
+                condor_config=self._pool.condor_config,
+                schedd=self._pool.schedd,
+                collector=self._pool.collector,
+                token_file=self._pool.tokens.get(identity),
+            )
+        return self._condors[identity]
+
+    def _track(self, tracked: _Tracked) -> None:
+        self._jobs[tracked.id] = tracked
+        self._attempts[tracked.job.activation, tracked.job.attempt] = tracked
+
+    def _handle(self, id: str) -> str:
+        return f"{self._name}:{self._pool.schedd or 'local'}#{id}"
+
+    def _id(self, handle: str) -> str | None:
+        """cluster.proc of a handle; None if it is another pool's."""
+        pool, _, id = handle.rpartition("#")
+        return id if pool == self._handle("").removesuffix("#") else None
+
+    def _by_handle(self, handle: str) -> _Tracked | None:
+        id = self._id(handle)
+        return None if id is None else self._jobs.get(id)
+
+    def _as_accepted(self, tracked: _Tracked) -> Accepted:
+        job = tracked.job
+        return Accepted(activation=job.activation, attempt=job.attempt, handle=self._handle(tracked.id))
+
+    def _report(self, *reports: Report) -> None:
+        self._reports.extend(reports)
+        self._reported.set()
+
+    def _go(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let this go on by itself; if it fails, `reports` raises what it failed with."""
+        going = asyncio.get_running_loop().create_task(work)
+        self._background.add(going)
+        going.add_done_callback(self._gone)
+
+    def _gone(self, done: asyncio.Task[None]) -> None:
+        self._background.discard(done)
+        if not done.cancelled() and (error := done.exception()) is not None:
+            self._failure = self._failure or error
+            self._reported.set()
+
+    async def _in_thread(self, call: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, functools.partial(call, *arguments))
+
+
+def _id(ad: Mapping[str, Any]) -> str:
+    return f"{ad['ClusterId']}.{ad['ProcId']}"
+
+
+def _any_of(ids: Sequence[str]) -> str:
+    """A constraint that these jobs alone meet."""
+    pairs = (id.split(".") for id in ids)
+    return " || ".join(f"(ClusterId == {int(cluster)} && ProcId == {int(proc)})" for cluster, proc in pairs)
+
+
+def _unsubmitted(attempt: Attempt, error: str, status: Status, *, final: bool) -> Finished:
+    now = _now()
+    return Finished(
+        activation=attempt.activation, attempt=attempt.number, status=status, result=orjson.dumps({"error": error}),
+        final=final, started_ms=now, ended_ms=now,
+    )  # fmt: skip
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
