@@ -1,6 +1,6 @@
 """The executors that the contract's tests are run against, each with actions that do the same thing in its way.
 
-Another executor joins by another subject in `SUBJECTS`.
+Another executor joins by another subject in `SUBJECTS`; HTCondor needs a pool, which the test session has.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 
+from eventmill.config import Pool as PoolSettings
 from eventmill.entities import Action, Limits
 from eventmill.executors import Executor
+from eventmill.executors.htcondor import CondorQueue
 from eventmill.executors.pool import Pool
 from tests.executors.local_jobs import make_queue, script
+from tests.htcondor.pool import CondorPool
 
 
 class Subject(ABC):
@@ -96,6 +99,27 @@ class LocalSubject(Subject):
 
     def failing(self) -> Action:
         return self._action("failing")
+
+
+class CondorSubject(LocalSubject):
+    """A real pool: that of the test session."""
+
+    _description = 'arguments = "$(witness) $(word)"\nrequest_memory = 32\nrequest_disk = 100'
+    _codes: Mapping[str, bytes] = {
+        "quick": script(LocalSubject._sign, _description),
+        "slow": script(f"{LocalSubject._sign}; exec sleep 600", _description),
+        "failing": script("exit 3", _description),
+    }
+
+    def __init__(self, pool: CondorPool) -> None:
+        self._pool = pool
+
+    def make(self, state_dir: Path, *, width: int = 2) -> Executor:
+        return CondorQueue(
+            self._codes.__getitem__, name="condor", pool=PoolSettings(kind="htcondor", condor_config=self._pool.config),
+            state_dir=state_dir / "condor", results_dir=state_dir / "results", environment={},
+            result_bytes_max=1 << 20, archive_files_max=1000, archive_bytes_max=1 << 30,
+        )  # fmt: skip
 
 
 SUBJECTS: dict[str, Subject] = {"pool": PoolSubject(), "local": LocalSubject()}

@@ -16,11 +16,13 @@ import uvloop
 from eventmill.entities import Status
 from eventmill.executors import Accepted, Attempt, Finished, Recorded, Started
 from tests.executors.driving import TIMEOUT_S, Driver, attempt, driving
-from tests.executors.subjects import SUBJECTS, Subject
+from tests.executors.subjects import SUBJECTS, CondorSubject, Subject
 
 
-@pytest.fixture(params=list(SUBJECTS))
+@pytest.fixture(params=[*SUBJECTS, pytest.param("condor", marks=pytest.mark.slow)])
 def subject(request: pytest.FixtureRequest) -> Subject:
+    if request.param == "condor":
+        return CondorSubject(request.getfixturevalue("condor"))
     return SUBJECTS[request.param]
 
 

@@ -23,7 +23,6 @@ import orjson
 from eventmill.entities.submit import BoundDescription
 from eventmill.executors import jobs
 from eventmill.executors.base import Finished
-from eventmill.executors.local import shim
 
 LOG_TAIL_BYTES = 64 << 10
 """Of each of stdout and stderr, at most; an action's `logs` limit may make it less."""
@@ -146,7 +145,11 @@ def _place(source: Path, target: Path, mark: str) -> None:
         os.fsync(file.fileno())
     os.replace(part, target)
     part.unlink(missing_ok=True)  # to replace a file by a link to itself leaves both
-    shim.sync_directory(str(target.parent))
+    directory = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def _new_files(room: Path) -> list[str]:

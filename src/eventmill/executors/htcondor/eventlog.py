@@ -16,7 +16,7 @@ What is kept
 
 Rotation by renaming (`LOG.old`, or `LOG.1`, `LOG.2`, …) loses nothing as long as the last file read is still there or
 is open here: all files between it and the current one are read in their order. A log that was truncated, or deleted
-and made anew, is read from its beginning. If the position's file is gone, whatever is there is read, and `gaps` grows.
+and made anew, is read from its beginning. If the position's file is gone, what may be newer is read, and `gaps` grows.
 """
 
 from __future__ import annotations
@@ -193,17 +193,16 @@ class EventLog:
         entries = [tuple(entry) for entry in (position or {"files": []})["files"]]
         if not entries:
             return chain[::-1]
-        known = [(self._find(chain, entry), entry) for entry in entries]
-        last = known[-1][0]
-        if last is None:
+        found = {entry: self._find(chain, entry) for entry in entries}
+        if found[entries[-1]] is None:
             self.counts.gaps += 1
-            log.warning("%s: the file read last is gone; events may be missing. Reading what is there", self.path)
-            return chain[::-1]
-        for file, entry in known:
+            log.warning("%s: the file read last is gone or was truncated; events may be missing", self.path)
+        known = list(dict.fromkeys(file for file in found.values() if file is not None))
+        for entry, file in found.items():
             if file is not None:
                 file.resume(entry[1])
-        older = list(dict.fromkeys(file for file, _ in known if file is not None))
-        return older + [file for file in reversed(chain[: chain.index(last)]) if file not in older]
+        newer = chain[: chain.index(known[-1])] if known else chain
+        return known + [file for file in reversed(newer) if file not in known]
 
     @staticmethod
     def _find(chain: Sequence[_File], entry: tuple[int, ...]) -> _File | None:

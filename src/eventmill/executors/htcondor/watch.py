@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import suppress
 from typing import Final
 
-from asyncinotify import Inotify, Mask
+from asyncinotify import Event, Inotify, Mask
 
 from eventmill.errors import Unavailable
 
@@ -32,6 +33,7 @@ class DirectoryWatch:
         self._names = names
         self._inotify: Inotify | None = None
         self._watch: int | None = None
+        self._parent: int | None = None
         self.intact = False
         """Whether the directory itself is watched; if not, `open` again after a change."""
 
@@ -51,9 +53,17 @@ class DirectoryWatch:
                 continue
             except OSError as e:
                 raise Unavailable(f"can't watch {nearest}: {e.strerror} (fs.inotify.max_user_watches?)") from e
+            self._watch_parent()
             # what is missing may have come before there was a watch
             if self.intact or not os.path.isdir(_below(nearest, self._directory)):
                 return
+
+    def _watch_parent(self) -> None:
+        """A directory tells of its own end only when no file of it is open any more."""
+        assert self._inotify is not None
+        with suppress(OSError):  # its parent may be none of our business
+            parent = os.path.dirname(self._directory)
+            self._parent = self._inotify.add_watch(parent, Mask.DELETE | Mask.MOVED_FROM | Mask.ONLYDIR).wd
 
     def follow(self, descriptor: int) -> None:
         """Wake up also when this open file changes, whatever its name is or will be."""
@@ -69,14 +79,19 @@ class DirectoryWatch:
         await _readable(self._inotify.fd)
         names: set[str] | None = set()
         while (event := self._inotify.sync_get()) is not None:
-            own = event.watch is None or event.watch.wd == self._watch
-            if Mask.Q_OVERFLOW in event.mask or not self.intact:
-                self.intact, names = self.intact and Mask.Q_OVERFLOW in event.mask, None
-            elif own and event.mask & _GONE:
+            if not self.intact or self._is_end(event):
                 self.intact, names = False, None
-            elif names is not None and event.name is not None:
+            elif Mask.Q_OVERFLOW in event.mask:
+                names = None
+            elif names is not None and event.watch is not None and event.watch.wd == self._watch:
                 names.add(str(event.name))
         return names
+
+    def _is_end(self, event: Event) -> bool:
+        """Whether the directory is not at its place any more."""
+        if event.watch is None or event.watch.wd == self._watch:
+            return bool(event.mask & _GONE)
+        return event.watch.wd == self._parent and str(event.name) == os.path.basename(self._directory)
 
     def close(self) -> None:
         """Give up all watches."""
