@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import orjson
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, select
 
 from eventmill.entities import Activation, Category, MapState, State, Status, check_transition
 from eventmill.errors import NotFound
@@ -386,16 +386,17 @@ class Activations:
 
     def keep_attempts(self, rows: Sequence[Activation]) -> None:
         """Remember how the current attempts of these ended, before the next ones begin."""
-        if rows:
-            values = [
-                {
-                    "activation": bytes.fromhex(r.id), "number": r.attempt, "status": int(r.status or 0),
-                    "started": r.started, "ended": r.ended, "handle": r.handle, "result": r.result,
-                    "logs": _dump(r.logs),
-                }
+        self._many(
+            "INSERT INTO attempts (activation, number, status, started, ended, handle, result, logs)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (
+                    bytes.fromhex(r.id), r.attempt, int(r.status or 0), r.started, r.ended, r.handle, r.result,
+                    _dump(r.logs),
+                )
                 for r in rows
-            ]  # fmt: skip
-            self._connection.execute(insert(schema.attempts), values)
+            ],
+        )  # fmt: skip
 
     def attempts(self, id: str) -> list[Mapping[str, Any]]:
         """The attempts before the current one, in order: number, status, started, ended, handle, result, logs."""
