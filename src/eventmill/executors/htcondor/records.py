@@ -181,10 +181,7 @@ def overlong(data: bytes) -> int:
 def _salvage(piece: bytes, bytes_max: int) -> tuple[list[dict[str, Any]], bool]:
     """What is whole in a damaged piece. A string can't go over a line's end, so that torn ones end there."""
     if len(piece) > bytes_max:
-        piece = piece[piece.rfind(_BEGIN) + 1 :]
-        if len(piece) > bytes_max:
-            return [], True
-        return _salvage(piece, bytes_max)[0], True
+        return _salvage(piece[-bytes_max:], bytes_max)[0], True
     text = piece.decode(errors="replace")
     found: list[dict[str, Any]] = []
     at, damaged = 0, False

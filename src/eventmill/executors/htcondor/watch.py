@@ -53,7 +53,8 @@ class DirectoryWatch:
                 continue
             except OSError as e:
                 raise Unavailable(f"can't watch {nearest}: {e.strerror} (fs.inotify.max_user_watches?)") from e
-            self._watch_parent()
+            if self.intact:
+                self._watch_parent()
             # what is missing may have come before there was a watch
             if self.intact or not os.path.isdir(_below(nearest, self._directory)):
                 return
@@ -61,8 +62,8 @@ class DirectoryWatch:
     def _watch_parent(self) -> None:
         """A directory tells of its own end only when no file of it is open any more."""
         assert self._inotify is not None
-        with suppress(OSError):  # its parent may be none of our business
-            parent = os.path.dirname(self._directory)
+        parent = os.path.dirname(self._directory)
+        with suppress(OSError):  # it may be none of our business
             self._parent = self._inotify.add_watch(parent, Mask.DELETE | Mask.MOVED_FROM | Mask.ONLYDIR).wd
 
     def follow(self, descriptor: int) -> None:
