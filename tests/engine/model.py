@@ -495,7 +495,8 @@ class Model(logging.Handler):
             for id, name in self.emitted
             if id not in ledger and ids.activation_id("//test", id, f"uid-r-{name}") not in ledger
         ]
-        return found + ["work"] * len(self.world.engine._inbox._work)
+        engine = self.world.engine
+        return found + ["work"] * (len(engine._inbox._work) + len(engine._left))
 
 
 # what must hold between turns

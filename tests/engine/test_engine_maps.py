@@ -15,7 +15,7 @@ import pytest
 from bench.result import resident_bytes
 
 from eventmill import results
-from eventmill.engine import joining, steps
+from eventmill.engine import joining, maps, steps
 from eventmill.engine.audit import forget
 from eventmill.engine.turn import Turn
 from eventmill.entities import Activation, State
@@ -409,6 +409,33 @@ def test_maps_of_maps_share_the_turns(tmp_path: Path, monkeypatch: pytest.Monkey
             await w.until_finished(len(await w.rows(10_000)) - 2 + 40 * 16 + 1)  # so many have ended twice
             assert w.engine.status()["alive"] == 2
             assert max(budgets.taken) <= 3 * steps.SLICE
+
+    run(body)
+
+
+def test_many_small_maps_wait_for_their_turn_at_no_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is put off is not looked at in every turn, and what comes first begins first."""
+    monkeypatch.setattr(steps, "SLICE", 40)
+    asked: list[str] = []
+    running = maps._running
+
+    def seen(turn: Turn, id: str) -> Activation | None:
+        asked.append(id)
+        return running(turn, id)
+
+    monkeypatch.setattr(maps, "_running", seen)
+
+    async def body() -> None:
+        async with world(tmp_path, {"f": square}, window_per_action=1000) as w:
+            await defined(w, "f", each="f")
+            await w.rule("r", PATTERN, "each")
+            await w.emit(*(event(id=str(n)) | {"items": [n] * 8} for n in range(600)))  # type: ignore[arg-type]
+            await w.until_finished(600 * 9)
+            begun = [orjson.loads(a.params)["value"] for a in w.functions.calls]
+            assert begun[:80] == [n for n in range(10) for _ in range(8)]
+            assert sorted(begun) == [n for n in range(600) for _ in range(8)]
+            assert await w.store.transact(lambda tx: tx.dead_letters.newest()) == []
+            assert len(asked) < 1500
 
     run(body)
 

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from eventmill.entities import Activation, Category, State, Status, ids
+from eventmill.entities import Activation, Category, MapState, State, Status, ids
 from eventmill.errors import IllegalTransition, InvalidConfig, LostPartition, NotFound, Unavailable
 from eventmill.store import DeadLetter, SqliteStore, Stored, Tx, schema
 
@@ -192,6 +193,27 @@ def test_migrations_run_in_order_and_once(tmp_path: Path) -> None:
             assert schema.migrate(connection, migrations) == len(migrations)
     assert ran == [2, 3]
     engine.dispose()
+
+
+def test_maps_of_an_older_store_go_on(tmp_path: Path) -> None:
+    state = MapState(component=1, count=3, spread=2, left=3, failed=0)
+
+    async def save(store: SqliteStore) -> None:
+        await store.transact(lambda tx: tx.activations.save_map_states({"a" * 32: state}))
+
+    async def read(store: SqliteStore) -> None:
+        assert await store.transact(lambda tx: tx.activations.map_state("a" * 32)) == state
+
+    with_store(tmp_path, save)
+    with closing(sqlite3.connect(tmp_path / "store.db")) as database:
+        for statement in (
+            "ALTER TABLE maps DROP COLUMN source",
+            "ALTER TABLE maps DROP COLUMN again",
+            "UPDATE meta SET value=3 WHERE key='schema'",
+        ):
+            database.execute(statement)
+        database.commit()
+    with_store(tmp_path, read)
 
 
 def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:

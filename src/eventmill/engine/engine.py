@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -40,6 +40,8 @@ _log = logging.getLogger(__name__)
 FUNCTIONS = "functions"
 RESULTS = "results"
 """The directory with a folder for each namespace, below the data directory, that its functions and jobs share."""
+_ASKED_AT_ONCE = 100
+"""Of what is left for further turns, so much is asked of one: each has some of its budget, or is soon put off."""
 _NO_ROOM_S = 5.0
 """A full disk is looked at again after this: nothing tells when there is room."""
 
@@ -84,6 +86,8 @@ class Engine:
         self._waiters: dict[str, asyncio.Future[Activation]] = {}
         self._followers: list[asyncio.Queue[tuple[list[Activation], list[DeadLetter]]]] = []
         self._landed = asyncio.Event()
+        self._left: deque[Callable[[Turn], Any]] = deque()
+        """What is left for further turns, as long as there is more than one turn is asked for."""
         self._draining = False
         self._trouble = ""
         self._reader: asyncio.Task[None] | None = None
@@ -413,12 +417,15 @@ class Engine:
             self._background(self._after_sync(turn.accepted, turn.ended))
         self._joiner.add(turn.joins)
         if not self._inbox.closed:  # else the next server goes on with it
-            self._ask_oneself(turn.more)
+            self._ask_oneself(turn.postponed, turn.more)
 
-    def _ask_oneself(self, asks: Iterable[Callable[[Turn], Any]]) -> None:
-        """What is left for further turns."""
-        for ask in asks:
-            self._inbox.request(ask, own=True).add_done_callback(_log_refusal)
+    def _ask_oneself(self, first: Sequence[Callable[[Turn], Any]], then: Iterable[Callable[[Turn], Any]]) -> None:
+        """What is left for further turns: before all that is left already, or behind it. The next turn is asked for
+        some of it."""
+        self._left.extendleft(reversed(first))
+        self._left.extend(then)
+        for _ in range(min(len(self._left), _ASKED_AT_ONCE)):
+            self._inbox.request(self._left.popleft(), own=True).add_done_callback(_log_refusal)
 
     async def _after_sync(self, accepted: Sequence[tuple[str, str]], ended: Sequence[tuple[str, str]]) -> None:
         """What must not happen before its record is durable: a job's start, and forgetting its end."""
@@ -561,7 +568,7 @@ class Engine:
             self._keep(row, found[row.id])
         if lost:
             more.append(partial(Turn.lose, lost=lost))
-        self._ask_oneself(more)
+        self._ask_oneself([], more)
         early, self._early = self._early, {}
         for name, report in early.values():
             self._inbox.reports(name, [report])

@@ -56,6 +56,9 @@ def _refuse(turn: Turn, parent: Activation, problem: str) -> None:
 
 def go_on(turn: Turn, id: str) -> None:
     """What is due of a map, as all that a turn is asked for."""
+    if turn.budget <= 0:  # without a look at the map: very many may wait
+        turn.postponed.append(partial(go_on, id=id))
+        return
     parent = _running(turn, id)
     if parent is not None:
         _go_on(turn, parent)
@@ -70,7 +73,7 @@ def _running(turn: Turn, id: str) -> Activation | None:
 
 def _go_on(turn: Turn, parent: Activation) -> None:
     if turn.budget <= 0:
-        turn.put_off(partial(go_on, id=parent.id))
+        turn.postponed.append(partial(go_on, id=parent.id))
         return
     state = turn.map_state(parent.id)
     if state.again is not None:

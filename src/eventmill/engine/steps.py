@@ -122,7 +122,7 @@ def cancel(turn: Turn, row: Activation) -> None:
 def end_steps(turn: Turn, id: str, first: int = 0) -> None:
     """End the steps of a chain or map that has ended, from index `first` on; as many as may be in this turn."""
     if turn.budget <= 0:
-        turn.put_off(partial(end_on, id=id, first=first))
+        turn.postponed.append(partial(end_on, id=id, first=first))
         return
     turn.write_rows()
     limit = turn.budget
@@ -136,6 +136,9 @@ def end_steps(turn: Turn, id: str, first: int = 0) -> None:
 
 def end_on(turn: Turn, id: str, first: int = 0) -> None:
     """The same, as all that a turn is asked for. Not if it has been replayed meanwhile."""
+    if turn.budget <= 0:
+        turn.postponed.append(partial(end_on, id=id, first=first))
+        return
     row = turn.get(id)
     if row is not None and row.state.final and row.partition in turn.owned:
         end_steps(turn, id, first)

@@ -73,6 +73,8 @@ class Turn:
     finished: list[Activation] = field(default_factory=list)
     more: list[Callable[[Turn], Any]] = field(default_factory=list)
     """What is left for another turn, so that no turn is long: the next elements of maps."""
+    postponed: list[Callable[[Turn], Any]] = field(default_factory=list)
+    """What had to wait because nothing of the budget was left: it comes first, so that nobody waits for ever."""
     budget: int = field(default_factory=lambda: steps.SLICE)
     """So many more activations may be begun, ended or tried again in this turn because a chain or a map is."""
     joins: list[tuple[str, int]] = field(default_factory=list)
@@ -93,7 +95,6 @@ class Turn:
     _changed: dict[str, State] = field(default_factory=dict)
     """Rows to be written, with the state that the store has."""
     _maps: dict[str, MapState] = field(default_factory=dict)
-    _put_off: int = 0
     _steps_ended: deque[Activation] = field(default_factory=deque)
     _events: list[bytes] = field(default_factory=list)
 
@@ -403,11 +404,6 @@ class Turn:
     def go_on(self, step: Activation) -> None:
         """A step that had ended before moves its chain on, again."""
         self._steps_ended.append(step)
-
-    def put_off(self, ask: Callable[[Turn], Any]) -> None:
-        """What this turn has no `budget` left for comes first in the next one, so that nobody waits for ever."""
-        self.more.insert(self._put_off, ask)
-        self._put_off += 1
 
     def _begin_on_error(self, row: Activation) -> None:
         """The action that its own names in the annotation `on_error` gets the failed activation."""
