@@ -200,6 +200,12 @@ class CondorPool:
                 raise CondorTrouble(f"the schedd does not come back:\n{self._said()}")
             time.sleep(0.1)
 
+    def join(self) -> None:
+        """Return when the pool has ended by itself. Raises CondorTrouble with what it says."""
+        assert self.process is not None
+        self.process.wait()
+        raise CondorTrouble(f"the pool has ended:\n{self._said()}")
+
     def close(self) -> None:
         self.stop()
         if self._temporary is not None:
@@ -219,6 +225,10 @@ class CondorPool:
         """For its own tools."""
         path = f"{self.usr / 'bin'}:{self.usr / 'sbin'}:{os.environ.get('PATH', '')}"
         return {**os.environ, "CONDOR_CONFIG": str(self.config), "PATH": path}
+
+    def settings(self, name: str) -> str:
+        """The lines of Eventmill's configuration for this pool, under a name."""
+        return f'[pools.{name}]\nkind = "htcondor"\ncondor_config = "{self.config}"\nevent_log = "{self.event_log}"\n'
 
     @property
     def owner(self) -> str:
