@@ -96,6 +96,8 @@ _ITEMS: Final = (
     "environment", "batch_name",
 )  # fmt: skip
 """Commands whose values may differ within a cluster."""
+_SCRATCH_MARK: Final = "#CoNdOrScRaTcHdIr#"
+"""What HTCondor itself writes for `$$(CondorScratchDir)`, and replaces wherever it stands."""
 _SCRATCH: Final = "$$(CondorScratchDir)"
 _FRAMES: Final = {"environment": f'"{PARAMS_ENV}={_SCRATCH}/{PARAMS_FILE} {RESULT_ENV}={_SCRATCH}/{RESULT_FILE} %s"'}
 """What stands around a value: the starter knows the scratch directory's name when it starts the job."""
@@ -245,6 +247,8 @@ def job_commands(bound: BoundDescription, facts: Facts, terms: Terms, files: Sou
     for key, value in commands.items():
         if (value.endswith("\\") and key not in _FRAMES) or _BREAKS.search(value):
             raise InvalidDescription(f"{key}: a value can't end with a backslash, nor contain a line's end or NUL")
+        if _SCRATCH_MARK in value:
+            raise InvalidDescription(f"{key}: '{_SCRATCH_MARK}' is evaluated by HTCondor; read it from params.json")
     return commands
 
 
