@@ -263,6 +263,10 @@ class Engine:
         executors = {name: executor.condition() for name, executor in self._executors.items()}
         return {"backbone": self._backbone.condition(), **executors}
 
+    def executor_counts(self) -> dict[str, Mapping[str, int]]:
+        """What each executor has done since its start."""
+        return {name: executor.counts() for name, executor in self._executors.items()}
+
     def status(self) -> dict[str, Any]:
         """How it is doing: `ready`, `reasons` why not, and counts."""
         reasons = [f"the engine has stopped: {self.problem}"] if self.problem is not None else []
@@ -549,6 +553,10 @@ class Engine:
                 if lost.partition == self._backbone.home:
                     raise
                 new.remove(lost.partition)
+            except Unavailable as e:  # a full disk: what has been restored is restored again
+                self._trouble = f"nothing can be recorded: {e}"
+                _log.error("%s; partitions are taken when there is room", self._trouble)
+                await asyncio.sleep(_NO_ROOM_S)
 
     async def _recover(self, partitions: Sequence[Partition]) -> None:
         """Find what was under way when the partitions' last owner ended. It re-enters by the front door: as pending

@@ -149,6 +149,10 @@ class Executor(ABC):
         """Whether it can run what it is given now, and a line about it for people."""
         return True, "ready"
 
+    def counts(self) -> Mapping[str, int]:
+        """What it has done since its start, by a word for each, for the metrics."""
+        return {}
+
     @abstractmethod
     def reports(self) -> AsyncIterator[list[Report]]:
         """Push lists of reports as they come, forever. One reader."""

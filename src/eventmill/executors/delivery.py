@@ -2,8 +2,9 @@
 delivered, its report is made.
 
 A job's room is a directory with `scratch` (what the job has left), `stdout`, `stderr`, and `inputs.json` (what was in
-`scratch` before it ran). Everything here can be done again from the start, and is, when the server is killed in the
-middle: nothing is taken away from the room. Blocking; used in threads, for different jobs at once.
+`scratch` before it ran; none if there was nothing). Everything here can be done again from the start, and is, when the
+server is killed in the middle: nothing is taken away from the room. Blocking; used in threads, for different jobs at
+once.
 """
 
 from __future__ import annotations
@@ -154,7 +155,10 @@ def _place(source: Path, target: Path, mark: str) -> None:
 
 def _new_files(room: Path) -> list[str]:
     """Files at the top of the scratch directory that the job has made or changed."""
-    before = orjson.loads((room / INPUTS_FILE).read_bytes())
+    try:
+        before = orjson.loads((room / INPUTS_FILE).read_bytes())
+    except FileNotFoundError:
+        before = {}
     return sorted(
         entry.name
         for entry in os.scandir(room / "scratch")

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,6 +57,8 @@ AGAIN_S = 2.0
 AUDIT_S = 600.0
 """So often the queue is looked at for jobs whose events were missed."""
 THREADS = 4
+LOCAL_SCHEDD = "local"
+"""In handles and subjects: the schedd of this machine, where the configuration names none."""
 SELF = ""
 """The identity of namespaces without a token: the server's own account."""
 
@@ -89,6 +91,15 @@ class _Tracked:
     finished: Finished | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """An attempt that can be submitted: its room is made."""
+
+    attempt: Attempt
+    job: Job
+    commands: dict[str, str]
+
+
 class CondorQueue(Executor):
     """Jobs in an HTCondor pool (design, section 9)."""
 
@@ -113,13 +124,20 @@ class CondorQueue(Executor):
         self._name = name
         self._pool = pool
         self._state = state_dir.absolute()
+        self.event_log = (pool.event_log or self._state / "log" / "jobs.log").absolute()
+        """Where the pool's events stand: in a log of its own, or in one of our jobs'."""
         self._roots = [str(root.absolute()) for root in roots]
-        self._environment = dict(environment)
         self._rooms = Rooms(self._state, files_max=archive_files_max, bytes_max=archive_bytes_max)
         self._delivery = Delivery(results_dir, self._roots, result_bytes_max=result_bytes_max)
-        self._defaults = description.read_defaults(pool.defaults)
+        defaults, variables = description.read_defaults(pool.defaults)
+        self._terms = description.Terms(
+            log=None if pool.event_log else self._state / "log" / "jobs.log",
+            keep_claim_idle_s=pool.keep_claim_idle_s, defaults=defaults, environment={**environment, **variables},
+        )  # fmt: skip
+        self._commands: dict[str, frozenset[str]] = {}
+        """What the descriptions of each namespace may say."""
         for namespace in pool.commands:
-            description.allowed_commands(pool.commands, namespace)
+            self._allowed(namespace)
         self._condors: dict[str, Condor] = {}
         self._server = ""
         self._only_namespace: str | None = None
@@ -128,7 +146,9 @@ class CondorQueue(Executor):
         """By cluster.proc."""
         self._attempts: dict[tuple[str, int], _Tracked] = {}
         self._pending: dict[tuple[str, int], Attempt] = {}
-        """To be submitted, in the order in which they came; those that are on their way among them."""
+        """To be submitted; those that are on their way among them."""
+        self._queue: list[tuple[str, int]] = []
+        """Those of them that have no room yet, in the order in which they came."""
         self._dropped: set[tuple[str, int]] = set()
         """Cancelled before they were submitted."""
         self._release: dict[str, None] = {}
@@ -150,10 +170,9 @@ class CondorQueue(Executor):
 
     async def start(self) -> None:
         self._server = await self._in_thread(self._rooms.open)
-        log_file = self._pool.event_log or self._state / "log" / "jobs.log"
-        log_file.parent.mkdir(parents=True, exist_ok=True)
+        self._terms = replace(self._terms, server=self._server)
         # from here on: what happened before stands in queue and history, where recorded jobs are looked for
-        events = EventLog(log_file, at_end=True)
+        events = EventLog(self.event_log, at_end=True)
         self._go(self._follow(events))
         for loop in (self._submitter(), self._releaser(), self._remover(), self._looker()):
             self._go(loop)
@@ -176,8 +195,9 @@ class CondorQueue(Executor):
             key = attempt.activation, attempt.number
             if tracked := self._attempts.get(key):
                 self._report(self._as_accepted(tracked), *([tracked.finished] if tracked.finished else []))
-            else:
-                self._pending.setdefault(key, attempt)
+            elif key not in self._pending:
+                self._pending[key] = attempt
+                self._queue.append(key)
         self._work["submit"].set()
 
     def release(self, handles: Sequence[str]) -> None:
@@ -274,92 +294,121 @@ class CondorQueue(Executor):
     # submitting
 
     async def _submitter(self) -> None:
-        """One call after the other: what comes while one is on its way goes together in the next."""
-        while True:
-            await self._work["submit"].wait()
-            self._work["submit"].clear()
-            while self._pending:
-                self._drop_cancelled()
-                batch = dict(list(self._pending.items())[: description.JOBS_PER_CLUSTER])
-                if batch and not await self._submit_batch(batch):
+        """One call after the other: what comes while one is on its way goes together in the next, whose rooms are made
+        meanwhile."""
+        ahead: asyncio.Task[list[_Prepared]] | None = None
+        try:
+            while True:
+                group = await (ahead or self._prepare_next())
+                ahead = asyncio.ensure_future(self._prepare_next()) if self._queue else None
+                while group := await self._submit_group(group):
                     await asyncio.sleep(AGAIN_S)
+        finally:
+            if ahead is not None:
+                ahead.cancel()
 
-    def _drop_cancelled(self) -> None:
-        for key in self._dropped & self._pending.keys():
-            attempt = self._pending.pop(key)
-            self._report(_unsubmitted(attempt, "cancelled", Status.APPLICATION_ERROR, final=True))
-        self._dropped.clear()
+    async def _prepare_next(self) -> list[_Prepared]:
+        """Wait until something is to be submitted; rooms and commands of the next."""
+        while not self._queue:
+            self._work["submit"].clear()
+            await self._work["submit"].wait()
+        keys, self._queue = (
+            self._queue[: description.JOBS_PER_CLUSTER],
+            self._queue[description.JOBS_PER_CLUSTER :],
+        )
+        outcomes = await self._in_thread(self._prepare, [self._pending[key] for key in keys])
+        for key, outcome in zip(keys, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                self._refuse(key, outcome)
+        return [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
 
-    async def _submit_batch(self, batch: Mapping[tuple[str, int], Attempt]) -> bool:
-        """Submit these; False if the schedd has no answer, and the rest of them stays pending."""
-        prepared: dict[str, list[tuple[Attempt, Job, dict[str, str]]]] = {}
-        for key, attempt in batch.items():
-            try:
-                job, commands = await self._in_thread(self._prepare, attempt)
-            except (EventmillError, OSError) as e:
-                self._refuse(key, e)
-            else:
-                prepared.setdefault(self._identity(job.namespace), []).append((attempt, job, commands))
-        for identity, group in prepared.items():
-            for cluster in description.clusters([commands for _, _, commands in group]):
-                members = [group[index] for index in cluster.jobs]
+    async def _submit_group(self, group: Sequence[_Prepared]) -> list[_Prepared]:
+        """Submit these; what the schedd could not take now."""
+        left: list[_Prepared] = []
+        identities: dict[str, list[_Prepared]] = {}
+        for each in group:
+            if not self._is_dropped(each.attempt):
+                identities.setdefault(self._identity(each.job.namespace), []).append(each)
+        for identity, some in identities.items():
+            for cluster in description.clusters([each.commands for each in some]):
+                members = [some[index] for index in cluster.jobs]
                 if not await self._submit_cluster(identity, cluster, members):
-                    return False
+                    left += members
+        return left
+
+    def _is_dropped(self, attempt: Attempt) -> bool:
+        """Whether it has been cancelled before it was submitted: then that was all."""
+        key = attempt.activation, attempt.number
+        if key not in self._dropped:
+            return False
+        self._dropped.discard(key)
+        del self._pending[key]
+        self._report(_unsubmitted(attempt, "cancelled", Status.APPLICATION_ERROR, final=True))
         return True
 
-    async def _submit_cluster(
-        self, identity: str, cluster: description.Cluster, members: Sequence[tuple[Attempt, Job, Any]]
-    ) -> bool:
+    async def _submit_cluster(self, identity: str, cluster: description.Cluster, members: Sequence[_Prepared]) -> bool:
         try:
             ids = await self._condor(identity).submit(cluster.commands, cluster.items)
         except InvalidInput as e:
-            for attempt, _, _ in members:
-                self._refuse((attempt.activation, attempt.number), e)
+            for each in members:
+                self._refuse((each.attempt.activation, each.attempt.number), e)
             return True
         except Unavailable as e:
             self._suspect = True  # it may have been done all the same
             _log.error("pool %s: %d jobs wait: %s", self._name, len(self._pending), e)
             return False
-        for id, (attempt, job, _) in zip(ids, members, strict=True):
-            self._pending.pop((attempt.activation, attempt.number), None)
-            tracked = _Tracked(job, id, identity)
+        for id, each in zip(ids, members, strict=True):
+            key = each.attempt.activation, each.attempt.number
+            del self._pending[key]
+            tracked = _Tracked(each.job, id, identity)
             self._track(tracked)
-            if (attempt.activation, attempt.number) in self._dropped:
+            if key in self._dropped:  # meanwhile
+                self._dropped.discard(key)
                 self._take_away(tracked, jobs.Ending(cancelled=True), "cancelled")
             self._report(self._as_accepted(tracked))
         return True
 
-    def _prepare(self, attempt: Attempt) -> tuple[Job, dict[str, str]]:
-        """In a thread: the job's room, and its commands. Raises InvalidInput, OSError."""
+    def _prepare(self, attempts: Sequence[Attempt]) -> list[_Prepared | Exception]:
+        """In a thread: rooms and commands, or why there can be none."""
+        outcomes: list[_Prepared | Exception] = []
+        found: dict[Any, description.Sources] = {}
+        for attempt in attempts:
+            try:
+                outcomes.append(self._prepare_one(attempt, found))
+            except (EventmillError, OSError) as e:
+                outcomes.append(e)
+        return outcomes
+
+    def _prepare_one(self, attempt: Attempt, found: dict[Any, description.Sources]) -> _Prepared:
+        """`found`: where files lie that other jobs have named."""
         action = attempt.action
         if problem := self._refusal(action.namespace):
             raise InvalidInput(problem)
         digest = action.code or ""
-        code = self._rooms.code(digest)
-        allowed = description.allowed_commands(self._pool.commands, action.namespace)
+        archive = self._rooms.archive(digest, self._code, self._allowed(action.namespace))
         parameters = orjson.loads(attempt.params)
-        archive = self._rooms.archive(digest, self._code, allowed)
         bound = archive.description.bind(parameters if isinstance(parameters, dict) else {}, roots=self._roots)
         archive.check_files(bound)
         job = Job(
             activation=attempt.activation, attempt=attempt.number, namespace=action.namespace, code=digest,
-            description=bound,
-            logs_bytes=action.limits.logs_mb << 20, on_hold=endings.read_policy(action.annotations.get("on_hold")),
+            description=bound, logs_bytes=action.limits.logs_mb << 20,
+            on_hold=endings.read_policy(action.annotations.get("on_hold")),
         )  # fmt: skip
-        room = self._rooms.furnish(job, attempt.params)
-        defaults, variables = self._defaults
-        terms = description.Terms(
-            server=self._server, log=None if self._pool.event_log else self._state / "log" / "jobs.log",
-            keep_claim_idle_s=self._pool.keep_claim_idle_s, defaults=defaults,
-            environment={**self._environment, **variables},
-        )  # fmt: skip
+        files, code = (digest, bound.executable, bound.input, bound.inputs), self._rooms.code(digest)
+        if files not in found:
+            found[files] = description.sources(bound, code, self._roots)
         facts = description.Facts(
             activation=attempt.activation, attempt=attempt.number, action=action.qualified, batch_name=action.qualified,
-            room=room, code=code, memory_mb=action.limits.memory_mb,
+            room=self._rooms.furnish(job, attempt.params), code=code, memory_mb=action.limits.memory_mb,
             limit_s=action.limits.timeout_ms // 1000 if action.limits.timeout_ms else None,
-            accounting_group="", traceparent=attempt.traceparent,
+            traceparent=attempt.traceparent,
         )  # fmt: skip
-        return job, description.job_commands(bound, facts, terms, description.sources(bound, code, self._roots))
+        return _Prepared(attempt, job, description.job_commands(bound, facts, self._terms, found[files]))
+
+    def _allowed(self, namespace: str) -> frozenset[str]:
+        if namespace not in self._commands:
+            self._commands[namespace] = description.allowed_commands(self._pool.commands, namespace)
+        return self._commands[namespace]
 
     def _refusal(self, namespace: str) -> str | None:
         """Why a namespace may have no jobs here; None if it may."""
@@ -581,7 +630,7 @@ class CondorQueue(Executor):
         self._attempts[tracked.job.activation, tracked.job.attempt] = tracked
 
     def _handle(self, id: str) -> str:
-        return f"{self._name}:{self._pool.schedd or 'local'}#{id}"
+        return f"{self._name}:{self._pool.schedd or LOCAL_SCHEDD}#{id}"
 
     def _id(self, handle: str) -> str | None:
         """cluster.proc of a handle; None if it is another pool's."""

@@ -4,10 +4,10 @@
     code/<digest>/     an archive, unpacked; read by all jobs of that code
     log/jobs.log       the jobs' events, where the pool's own log can't be read
     rooms/<activation>.<attempt>/
-        job.json       what has to be known when the job has ended
+        job.json       what has to be known when the job has ended, if there is something
         params.json    transferred in
         scratch/       what the job leaves arrives here
-        stdout, stderr, inputs.json
+        stdout, stderr
 
 A room is `delivery`'s: HTCondor takes the parameters from it and puts there what the job leaves. It is made before the
 job is submitted and goes when its end is recorded. Blocking; used in threads, for different jobs at once.
@@ -30,7 +30,7 @@ from eventmill.entities.submit import BoundDescription
 from eventmill.errors import Unavailable
 from eventmill.executors import archive, jobs
 from eventmill.executors.base import CodeSource
-from eventmill.executors.delivery import INPUTS_FILE
+from eventmill.executors.delivery import LOG_TAIL_BYTES
 from eventmill.executors.htcondor import description
 from eventmill.executors.htcondor.endings import Policy, Release
 from eventmill.executors.jobs import PARAMS_FILE, RESULT_FILE, JobArchive
@@ -51,6 +51,13 @@ class Job:
     description: BoundDescription
     logs_bytes: int
     on_hold: Policy = "fail"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is nothing special about what becomes of its files."""
+        d = self.description
+        special = d.output, d.error, d.initialdir, d.remaps, d.when_to_transfer_output != "ON_EXIT"
+        return not any(special) and d.outputs is None and self.logs_bytes >= LOG_TAIL_BYTES and self.on_hold == "fail"
 
     def numbered(self, id: str) -> Job:
         """With the job's own numbers in the names of its files."""
@@ -83,7 +90,7 @@ class Rooms:
         self._archives: dict[tuple[str, frozenset[str]], JobArchive] = {}
 
     def open(self) -> str:
-        """Take the directory; the number that jobs of this server have. Codes that no job needs go. Raises
+        """Take the directory; the number that jobs of this server have. Codes go when there is no job. Raises
         Unavailable if another server has it."""
         for name in ("rooms", "code", "log", "identities"):
             (self._root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -116,17 +123,19 @@ class Rooms:
         """Make the room of a job that is about to be submitted."""
         room = self.room(job)
         furnish(room, job.description, params)
-        (room / "job.json").write_bytes(job.to_json())
+        if not job.is_plain:
+            (room / "job.json").write_bytes(job.to_json())
         return room
 
     def job(self, activation: str, attempt: int, namespace: str) -> Job:
-        """A job as its room remembers it; without a room all that is known is how it ended."""
+        """A job as its room remembers it; a plain one leaves nothing to be remembered."""
         try:
             return Job.from_json((self._path(activation, attempt) / "job.json").read_bytes())
         except (OSError, orjson.JSONDecodeError):
-            bare = BoundDescription(executable="", outputs=())
+            bare = BoundDescription(executable="")
             return Job(
-                activation=activation, attempt=attempt, namespace=namespace, code="", description=bare, logs_bytes=0
+                activation=activation, attempt=attempt, namespace=namespace, code="", description=bare,
+                logs_bytes=LOG_TAIL_BYTES,
             )  # fmt: skip
 
     def clear(self, gone: Sequence[Job]) -> None:
@@ -152,21 +161,18 @@ class Rooms:
         return self._root / "code" / digest
 
     def _drop_codes(self) -> None:
-        rooms = (self._root / "rooms").glob("*/job.json")
-        used = {orjson.loads(raw)["code"] for raw in (file.read_bytes() for file in rooms) if raw}
-        for entry in (self._root / "code").iterdir():
-            if entry.name not in used:
-                shutil.rmtree(entry, ignore_errors=True)
+        if not any((self._root / "rooms").iterdir()):
+            shutil.rmtree(self._root / "code")
+            (self._root / "code").mkdir(mode=0o700)
 
 
 def furnish(room: Path, bound: BoundDescription, params: bytes) -> None:
     """Make the room of a job that is about to be submitted. Repeating it is harmless as long as the job has not run.
 
-    The scratch directory is empty, so that all that arrives in it is output. A job that names its output files gets an
-    empty result to begin with: HTCondor holds a job that leaves out a file that was named.
+    The scratch directory is empty, so that all that arrives in it is output (there is no `inputs.json`). A job that
+    names its output files gets an empty result to begin with: HTCondor holds a job that leaves out a file that was named.
     """
     (room / "scratch").mkdir(parents=True, exist_ok=True)
     (room / PARAMS_FILE).write_bytes(params)
-    (room / INPUTS_FILE).write_bytes(b"{}")
     if bound.outputs is not None:
         (room / RESULT_FILE).write_bytes(b"{}")
