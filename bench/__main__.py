@@ -20,6 +20,7 @@ BENCHMARKS = {
     "latency": ["bench.latency"],
     "kafka-route": ["bench.kafka_route"],
     "kafka-latency": ["bench.kafka_latency"],
+    "offload": ["bench.offload"],
     "waiting": ["bench.waiting"],
     "sdk": ["bench.sdk_import", "bench.worker"],
 }

@@ -16,6 +16,7 @@ from eventmill.config import Settings, load
 from eventmill.engine import Engine, pool_queue
 from eventmill.events import PathTable
 from eventmill.executors import Executor
+from eventmill.executors.htcondor import CondorQueue
 from eventmill.executors.local import LocalQueue
 from eventmill.executors.pool import Pool
 from eventmill.store import SqliteStore, Tx
@@ -76,11 +77,16 @@ async def mill(directory: Path, settings: Settings | None = None, *, workers: in
         backbone = KafkaBackbone(store, log, room, settings, PathTable(settings.paths))
     await backbone.start()
     pool = Pool(store.code, state_dir=directory / "functions", workers_max=workers)
-    queue = LocalQueue(
-        store.code, name="local", state_dir=directory / "jobs", cpus=1, memory_mb=1024, environment={},
-        result_bytes_max=1 << 20, archive_files_max=1000, archive_bytes_max=1 << 30,
-    )  # fmt: skip
-    executors: dict[str, Executor] = {"functions": pool, pool_queue("local"): queue}
+    executors: dict[str, Executor] = {"functions": pool}
+    for name, row in settings.pools.items():
+        common: dict[str, Any] = {
+            "name": name, "state_dir": directory / "jobs" / name, "results_dir": directory / "results",
+            "environment": {}, "result_bytes_max": 1 << 20, "archive_files_max": 1000, "archive_bytes_max": 1 << 30,
+        }  # fmt: skip
+        if row.kind == "htcondor":
+            executors[pool_queue(name)] = CondorQueue(store.code, pool=row, **common)
+        else:
+            executors[pool_queue(name)] = LocalQueue(store.code, cpus=1, memory_mb=1024, **common)
     for executor in executors.values():
         await executor.start()
     engine = Engine(store, backbone, executors, settings)

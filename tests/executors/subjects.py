@@ -15,7 +15,7 @@ from eventmill.executors import Executor
 from eventmill.executors.htcondor import CondorQueue
 from eventmill.executors.pool import Pool
 from tests.executors.local_jobs import make_queue, script
-from tests.htcondor.pool import CondorPool
+from tests.htcondor.pool import CPUS, CondorPool
 
 
 class Subject(ABC):
@@ -23,6 +23,8 @@ class Subject(ABC):
 
     survives: bool
     """Whether what runs goes on when the executor is stopped, or its server dies."""
+    in_order = True
+    """Whether attempts begin in the order in which they were submitted. A pool of machines promises nothing."""
 
     @abstractmethod
     def make(self, state_dir: Path, *, width: int = 2) -> Executor: ...
@@ -102,21 +104,23 @@ class LocalSubject(Subject):
 
 
 class CondorSubject(LocalSubject):
-    """A real pool: that of the test session."""
+    """A real pool, that of the test session; each job wants so many of its processors that as many run as should."""
 
-    _description = 'arguments = "$(witness) $(word)"\nrequest_memory = 32\nrequest_disk = 100'
-    _codes: Mapping[str, bytes] = {
-        "quick": script(LocalSubject._sign, _description),
-        "slow": script(f"{LocalSubject._sign}; exec sleep 600", _description),
-        "failing": script("exit 3", _description),
-    }
+    in_order = False
 
     def __init__(self, pool: CondorPool) -> None:
         self._pool = pool
 
     def make(self, state_dir: Path, *, width: int = 2) -> Executor:
+        wishes = f"{self._description}\nrequest_cpus = {CPUS // width}\nrequest_memory = 32\nrequest_disk = 100"
+        codes = {
+            "quick": script(self._sign, wishes),
+            "slow": script(f"{self._sign}; exec sleep 600", wishes),
+            "failing": script("exit 3", wishes),
+        }
         return CondorQueue(
-            self._codes.__getitem__, name="condor", pool=PoolSettings(kind="htcondor", condor_config=self._pool.config),
+            codes.__getitem__, name="condor",
+            pool=PoolSettings(kind="htcondor", condor_config=self._pool.config, keep_claim_idle_s=0),
             state_dir=state_dir / "condor", results_dir=state_dir / "results", environment={},
             result_bytes_max=1 << 20, archive_files_max=1000, archive_bytes_max=1 << 30,
         )  # fmt: skip

@@ -22,6 +22,8 @@ import orjson
 
 from tests.htcondor.programs import CondorTrouble, programs
 
+CPUS = 32
+"""That the pool has, whatever the machine has: jobs that sleep cost nothing."""
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 60
 DIRECTORIES = ("execute", "lock", "log", "run", "spool", "tokens.d", "passwords.d", "cred_dir", "history")
@@ -74,7 +76,7 @@ ALLOW_WRITE = *
 ALLOW_DAEMON = *
 ALLOW_NEGOTIATOR = *
 ALLOW_ADMINISTRATOR = *
-NUM_CPUS = 32
+NUM_CPUS = {cpus}
 MEMORY = 16384
 NUM_SLOTS = 1
 NUM_SLOTS_TYPE_1 = 1
@@ -133,7 +135,7 @@ class CondorPool:
             (self.directory / name).chmod(0o700)
         interval = 2 if suite == "trixie" else 1  # a newer schedd does not wake up by itself for new jobs
         text = CONFIG.format(
-            usr=self.usr, directory=self.directory, schedd_interval=interval, attributes=ATTRIBUTES
+            usr=self.usr, directory=self.directory, cpus=CPUS, schedd_interval=interval, attributes=ATTRIBUTES
         )  # fmt: skip
         self.config.write_text(text + "\n".join([*extra, ""]))
 
@@ -178,14 +180,14 @@ class CondorPool:
 
     def kill_schedd(self) -> None:
         """SIGKILL; the master starts another one a second or two later."""
-        for pid in self._pids("condor_schedd"):
+        for pid in self.pids("condor_schedd"):
             os.kill(pid, signal.SIGKILL)
 
     def stop_schedd(self) -> None:
         """Take the schedd away until `start_schedd`."""
         self.run("condor_off", "-daemon", "schedd", "-fast")
         end = time.monotonic() + 20
-        while self._pids("condor_schedd") and time.monotonic() < end:
+        while self.pids("condor_schedd") and time.monotonic() < end:
             time.sleep(0.05)
 
     def start_schedd(self) -> None:
@@ -275,7 +277,7 @@ class CondorPool:
         account = pwd.getpwnam("daemon")
         return ["unshare", "--user", f"--map-user={account.pw_uid}", f"--map-group={account.pw_gid}"]
 
-    def _pids(self, program: str) -> list[int]:
+    def pids(self, program: str) -> list[int]:
         """Processes of this pool: those with its configuration in their environment."""
         mark, found = f"CONDOR_CONFIG={self.config}".encode(), []
         for entry in filter(str.isdigit, os.listdir("/proc")):
