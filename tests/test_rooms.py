@@ -28,7 +28,8 @@ SAME_FLOOR = {("cli", "server"), ("server", "logs"), ("backbone", "store"), ("st
               ("events", "config"), ("config", "errors"), ("rules", "errors")}  # fmt: skip
 """Neighbours that know each other: the embedded log is a table of the store, and events may be wrong."""
 
-EDGES = {"confluent_kafka": [("backbone", "kafka")]}
+_CONDOR = ("executors", "htcondor")
+EDGES = {"confluent_kafka": [("backbone", "kafka")], "htcondor2": [_CONDOR], "classad2": [_CONDOR]}
 """Who may know an outside, behind a contract: the folder of its adapter."""
 
 

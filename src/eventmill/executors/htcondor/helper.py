@@ -60,7 +60,7 @@ _COMMAND = re.compile(r"(?!(?:if|elif|else|endif|queue)\Z)[A-Za-z_+][\w.]*\Z", r
 _VARIABLE = re.compile(r"[A-Za-z_]\w*\Z")
 _ENDS_LINE = re.compile(r"[\0\n\r]|\\\s*\Z")
 _ENDS_FIELD = re.compile(r"[\0\n\r\x1f]|^[ \t]|[ \t]\Z")
-_EVALUATED = re.compile(r"\$(?!\(DOLLAR\))|\$\(DOLLAR\)\$")
+_EVALUATED = re.compile(r"\$(?!\(DOLLAR\))|\$\(DOLLAR\)(?:\$|\(\s*(?i:DOLLAR))")
 _FIRST, _LAST = "Eventmill_first", "Eventmill_last"
 """Around the fields of an item: its first and its last character might mean something (`#`, `)`, a backslash)."""
 
@@ -134,8 +134,8 @@ class Bindings:
 
     def _act(self, action: str, ids: list[str], reason: str) -> dict[str, int]:
         """How many jobs it was done to (`done`), and how many were not there, or not in a state for it."""
-        text = " ".join(reason.split())
-        # the bindings lose a reason that is not one of a pair
+        # the bindings lose a reason that is not one of a pair, and put its text between double quotes as it is
+        text = " ".join(reason.replace("\\", "/").replace('"', '\\"').split())
         said = self._schedd().act(self._h.JobAction[action], ids, reason=(text, 0))
         if denied := said["TotalPermissionDenied"]:
             raise PermissionError(f"{denied} of {len(ids)} jobs are not ours to {action.lower()}")
@@ -243,7 +243,9 @@ def _fields(items: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
             if _ENDS_FIELD.search(value):
                 raise ValueError(f"{name}: a value is one line, without NUL, and without blanks around it")
             if _EVALUATED.search(value):
-                raise ValueError(f"{name}: '$' in a value is written $(DOLLAR), and two in a row can't be had")
+                raise ValueError(
+                    f"{name}: '$' in a value is written $(DOLLAR), and '$$' and '$(DOLLAR)' themselves can't be had"
+                )
     return [{_FIRST: "0", **item, _LAST: "."} for item in items]
 
 
