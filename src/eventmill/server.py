@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,11 +35,11 @@ from eventmill.engine.audit import audit
 from eventmill.errors import InvalidConfig, InvalidInput, Unavailable
 from eventmill.events import PathTable
 from eventmill.executors import Executor
-from eventmill.executors.htcondor import CondorQueue
+from eventmill.executors.htcondor import LOCAL_SCHEDD, CondorQueue
 from eventmill.executors.local import LocalQueue
 from eventmill.executors.pool import Pool
 from eventmill.sdk.event import PATHS_ENV, Event
-from eventmill.sources import FileSource, Schedule, ScheduleSource, parse_schedule
+from eventmill.sources import CondorSource, FileSource, Schedule, ScheduleSource, SourceError, parse_schedule
 from eventmill.store import SqliteStore, Store, Tx
 
 _log = logging.getLogger(__name__)
@@ -47,6 +47,9 @@ _log = logging.getLogger(__name__)
 DEFAULT_NAMESPACE = "default"
 _NO_ROOM_S = 5.0
 """A source whose events could not be taken (a full disk) tries again after this."""
+
+_NOT_READ_S = 60.0
+"""A source that can't read what it is for tries again after this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,7 @@ async def _serve(
             if ready is not None:
                 await ready(Running(url, key, engine))
             ending += [beside.create_task(source) for source in _files(settings, backbone, store, paths)]
+            ending += [beside.create_task(source) for source in _job_events(settings, backbone, store, executors)]
             await stop.wait()
             _log.info("ending: functions under way get %g s", settings.server.drain_timeout_s)
             for task in ending:
@@ -219,6 +223,28 @@ def _files(
 ) -> Iterator[Coroutine[Any, Any, None]]:
     for row in settings.files:
         yield FileSource(row.path, _emitter(backbone), _State(store), paths, start=row.start).run()
+
+
+def _job_events(
+    settings: Settings, backbone: Backbone, store: Store, executors: Mapping[str, Executor]
+) -> Iterator[Coroutine[Any, Any, None]]:
+    """What happens to jobs, of every pool that writes it down."""
+    for name, pool in settings.pools.items():
+        executor = executors[pool_queue(name)]
+        if isinstance(executor, CondorQueue):
+            log = executor.event_log
+            source = CondorSource(log, _emitter(backbone), _State(store), pool=name, schedd=pool.schedd or LOCAL_SCHEDD)
+            yield _again(source.run, f"pool {name}")
+
+
+async def _again(run: Callable[[], Awaitable[None]], name: str) -> None:
+    """Run a source that can be mended from outside while the server runs: a log that can't be read, say."""
+    while True:
+        try:
+            await run()
+        except SourceError as e:
+            _log.error("%s: %s", name, e)
+        await asyncio.sleep(_NOT_READ_S)
 
 
 async def _follow_schedules(store: SqliteStore, engine: Engine, schedules: ScheduleSource) -> None:

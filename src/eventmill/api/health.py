@@ -56,6 +56,7 @@ class _Collector(Collector):
         ):
             yield GaugeMetricFamily(f"eventmill_{name}", text, value=float(status[name]))
         yield _totals(status["totals"])
+        yield _of_executors(self._services.engine.executor_counts())
         yield from _of_the_log(self.numbers, self._services.engine.conditions()["backbone"][0])
 
     def describe(self) -> Iterator[Metric]:
@@ -67,6 +68,16 @@ def _totals(totals: Mapping[str, Any]) -> Metric:
     family = CounterMetricFamily("eventmill_engine", "What the engine has dealt with since its start", labels=("what",))
     for what, count in sorted(totals.items()):
         family.add_metric((what,), float(count))
+    return family
+
+
+def _of_executors(counts: Mapping[str, Mapping[str, int]]) -> Metric:
+    family = CounterMetricFamily(
+        "eventmill_executor", "What executors have done since their start", labels=("executor", "what")
+    )
+    for name, numbers in sorted(counts.items()):
+        for what, count in sorted(numbers.items()):
+            family.add_metric((name, what), float(count))
     return family
 
 

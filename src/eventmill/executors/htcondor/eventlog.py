@@ -7,7 +7,8 @@ What is passed on
     Every complete record about a job, in the log's order, as often as it stands there. A record that is torn at the end
     is held back until its rest comes; what is no record is skipped, counted, and mentioned in the server's log once.
     Where the pool writes a record of type 28 after each event, the event comes once, with the job's attributes; a plain
-    record waits for its own until the log changes again, and is passed on as it is where none comes.
+    record waits for its own until the log changes again, and is passed on as it is where none comes. Both come where a
+    rotation, or a reader's start, falls between them; they have the same `key`.
 
 What is kept
     The `position`: for the current file and the two before it (somebody may still be writing to them) inode, offset,
@@ -157,7 +158,7 @@ class EventLog:
         directory, name = os.path.split(self.path)
         try:
             rotated = [found for found in os.listdir(directory) if self._rotated.match(found)]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         rotated.sort(key=lambda found: -1 if found.endswith(".old") else int(found.rpartition(".")[2]))
         opened = (_File.open(os.path.join(directory, each)) for each in [name, *rotated])
@@ -304,7 +305,7 @@ class _File:
     def open(cls, path: str) -> _File | None:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except PermissionError as e:
             raise Unavailable(f"can't read {path}: {e.strerror}") from e
