@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 
 from eventmill.errors import Unavailable
 from eventmill.executors.htcondor.eventlog import READ_BYTES, EventLog, Position
-from eventmill.executors.htcondor.history import HistoryDir, parse_ad
+from eventmill.executors.htcondor.history import FinalAd, HistoryDir, parse_ad
 from eventmill.executors.htcondor.records import JobEvent, Kind, job_event
 
 RECORDED = sorted((Path(__file__).parent / "recorded").glob("event_log_*.txt"))
@@ -691,3 +693,73 @@ def test_values_of_an_ad() -> None:
         "NumCkpts": None,
         "MemoryUsage": "((ResidentSetSize + 1023) / 1024)",
     }
+
+
+# ---- a real pool that rotates its log
+
+JOBS = 60
+SUBMIT = f"""
+import htcondor2
+job = {{"universe": "local", "executable": "/bin/true", "transfer_executable": "false", "notification": "never",
+        "My.EventmillActivation": '"$(id)"', "My.Note": '"a \\\\"b\\\\" \\\\\\\\ c\\\\n"'}}
+done = htcondor2.Schedd().submit(htcondor2.Submit(job), itemdata=iter([{{"id": f"{{n:032x}}"}} for n in range({JOBS})]))
+print(done.cluster())
+"""
+
+
+@pytest.mark.slow
+def test_a_pool_that_rotates_its_log(pytestconfig: pytest.Config, tmp_path: Path) -> None:
+    """Every few jobs, by the pool itself, with a reader that is replaced in between; and its final ads."""
+    from tests.htcondor.pool import CondorPool
+
+    history = tmp_path / "history"
+    history.mkdir()
+    extra = ["EVENT_LOG_MAX_SIZE = 20000", "EVENT_LOG_MAX_ROTATIONS = 4", f"PER_JOB_HISTORY_DIR = {history}"]
+
+    def ended(events: Sequence[JobEvent]) -> set[int]:
+        return {event.proc for event in events if event.kind is Kind.TERMINATED and event.informed}
+
+    async def ends(pool: CondorPool) -> tuple[list[JobEvent], int]:
+        reader = await followed(pool.event_log)
+        await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-c", SUBMIT],
+            check=True,
+            env={**os.environ, "CONDOR_CONFIG": str(pool.config)},
+        )
+        await reader.until(lambda events: len(ended(events)) >= JOBS // 2)
+        position = await reader.stop()
+        again = await followed(pool.event_log, position)
+        before = tuple(reader.events)
+        await again.until(lambda events: len(ended([*before, *events])) == JOBS)
+        await again.stop()
+        return [*before, *again.events], again.log.counts.garbage + again.log.counts.gaps + reader.log.counts.garbage
+
+    async def ads() -> list[FinalAd]:
+        found: list[FinalAd] = []
+        async with asyncio.timeout(TIMEOUT_S), aclosing(aiter(HistoryDir(history))) as lists:  # type: ignore[type-var]
+            async for batch in lists:
+                found += batch
+                if len(found) >= JOBS:
+                    break
+        return found
+
+    with CondorPool(suite=pytestconfig.getoption("condor"), extra=extra) as pool:
+        events, trouble = asyncio.run(ends(pool))
+        assert trouble == 0
+        assert (pool.directory / "log/EventLog.1").exists()
+        informed = [event for event in events if event.informed]
+        for kind in (Kind.SUBMITTED, Kind.EXECUTING, Kind.TERMINATED):
+            assert sorted(event.proc for event in informed if event.kind is kind) == list(range(JOBS))
+        # in the local universe a start's record has none of the job's attributes
+        known = [event for event in informed if event.kind is not Kind.EXECUTING]
+        assert {event.activation for event in known} == {f"{n:032x}" for n in range(JOBS)}
+        # a rotation, or a reader's start, that fell between the two records of an event
+        twice = {event.key for event in events if not event.informed}
+        assert twice <= {event.key for event in informed}
+        assert len(twice) < JOBS / 2
+        final = asyncio.run(ads())
+        assert sorted(ad.proc for ad in final) == list(range(JOBS))
+        assert {(ad.attributes["JobStatus"], ad.attributes["ExitCode"]) for ad in final} == {(4, 0)}
+        # HTCondor's old syntax: a backslash stands for itself
+        assert final[0].attributes["Note"] == 'a "b" \\\\ c\\n'
