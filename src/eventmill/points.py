@@ -32,6 +32,14 @@ KAFKA_POINTS = (
 )
 """The Kafka backbone's."""
 
+CONDOR_POINTS = (
+    "furnished",  # the next jobs' rooms are made, none is submitted
+    "submitted",  # the schedd has taken jobs, held; nobody knows
+    "unheld",  # the schedd has let jobs go
+    "delivered",  # a job's files are where they belong, its end is not reported
+)
+"""HTCondor's executor's."""
+
 _point, _, _count = os.environ.get("EVENTMILL_KILL_AT", "").partition(":")
 _left = int(_count or 1)
 

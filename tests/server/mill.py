@@ -42,6 +42,8 @@ interruptions = 1000
 class Mill:
     """A server over `directory`; `start` and `kill` it as often as you like."""
 
+    program: Sequence[str] = (EVENTMILL,)
+
     def __init__(self, directory: Path, config: str = CONFIG) -> None:
         self.data = directory / "data"
         self.witness = directory / "witness"
@@ -57,7 +59,7 @@ class Mill:
         environment = {**os.environ, "EVENTMILL_KILL_AT": kill_at}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [EVENTMILL, "serve", "--config", str(self.config), "--data-dir", str(self.data)],
+                [*self.program, "serve", "--config", str(self.config), "--data-dir", str(self.data)],
                 stdout=log, stderr=log, env=environment, start_new_session=True,
             )  # fmt: skip
         if wait:

@@ -48,6 +48,7 @@ from eventmill.executors.htcondor.client import Condor
 from eventmill.executors.htcondor.eventlog import EventLog
 from eventmill.executors.htcondor.records import JobEvent, Kind
 from eventmill.executors.htcondor.rooms import Job, Rooms
+from eventmill.points import reached
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -56,6 +57,8 @@ AGAIN_S = 2.0
 """What the schedd could not do is asked for again after this."""
 AUDIT_S = 600.0
 """So often the queue is looked at for jobs whose events were missed."""
+ROOMS_KEPT_S = 7 * 86_400.0
+"""The room of a job that is not known here goes after this: the job's partition may be another server's for a while."""
 THREADS = 4
 LOCAL_SCHEDD = "local"
 """In handles and subjects: the schedd of this machine, where the configuration names none."""
@@ -158,6 +161,8 @@ class CondorQueue(Executor):
         """Jobs that have to be looked for."""
         self._suspect = True
         """There may be jobs of ours in the queue that are in no record."""
+        self._strays: dict[str, str] = {}
+        """Those of them that were seen: cluster.proc → identity."""
         self._audited = time.monotonic()
         self._work = {name: asyncio.Event() for name in ("submit", "release", "remove", "look")}
         self._reports: list[Report] = []
@@ -177,7 +182,7 @@ class CondorQueue(Executor):
         for loop in (self._submitter(), self._releaser(), self._remover(), self._looker()):
             self._go(loop)
         with suppress(Unavailable):  # it is said in `condition`; jobs wait
-            await self._condor(SELF).ping()
+            await self._condor(next(iter(self._identities()))).ping()
 
     async def stop(self) -> None:
         self._stopping = True
@@ -243,26 +248,39 @@ class CondorQueue(Executor):
             self._go(self._in_thread(self._rooms.clear, [t.job for t in gone]))
 
     async def held(self) -> dict[str, str]:
-        """Orphans: held jobs of ours in the queue that this server has not submitted. It is asked for them after a
-        start, and after a submit whose outcome nobody knows. Beside that, missed events are looked for."""
+        """Orphans: held jobs of ours in the queue that this server does not know. It is asked for them after a start,
+        after a submit whose outcome nobody knows, and when one shows itself. Beside that, missed events are looked
+        for, and rooms that a killed server has left are cleared."""
         if time.monotonic() >= self._audited + AUDIT_S:
             self._audited = time.monotonic()
-            self._unseen.update(t.id for t in self._jobs.values() if t.stage is Stage.RELEASED)
+            doubtful = [t for t in self._jobs.values() if t.stage is Stage.RELEASED or t.removed_for is not None]
+            self._unseen.update(t.id for t in doubtful if t.stage in (Stage.HELD, Stage.RELEASED))
             self._work["look"].set()
+            kept = {*self._attempts, *self._pending}
+            await self._in_thread(self._rooms.clear_left, kept, ROOMS_KEPT_S)
         if not self._suspect or self._pending:
             return {}
-        self._suspect = False
-        constraint = f'EventmillServer == "{self._server}" && HoldReasonCode == {description.SUBMITTED_HELD}'
         found: dict[str, str] = {}
-        for identity in self._identities():
-            try:
-                ads = await self._condor(identity).query(constraint, ["ClusterId", "ProcId", "EventmillActivation"])
-            except Unavailable:
-                self._suspect = True
-                continue
-            ids = {f"{ad['ClusterId']}.{ad['ProcId']}": str(ad["EventmillActivation"]) for ad in ads}
-            found |= {activation: self._handle(id) for id, activation in ids.items() if id not in self._jobs}
+        try:
+            for identity in self._identities():
+                found |= await self._orphans(identity)
+        except Unavailable:
+            return {}
+        if self._pending:  # one of them may be a job whose number we are about to hear
+            return {}
+        self._suspect = bool(found)  # an activation may have several, of which one was found
         return found
+
+    async def _orphans(self, identity: str) -> dict[str, str]:
+        """Activation → handle. A job that the pool holds is one, too, if it has ended for us: a schedd that was killed
+        has started it again, without a room."""
+        condor = self._condor(identity)
+        owner = (await condor.ping())["identity"].partition("@")[0]  # anybody can set an attribute
+        constraint = f'EventmillServer == "{self._server}" && JobStatus == {endings.HELD} && Owner == "{owner}"'
+        ads = await condor.query(constraint, ["ClusterId", "ProcId", "EventmillActivation"])
+        found = {_id(ad): str(ad["EventmillActivation"]) for ad in ads if _id(ad) not in self._jobs}
+        self._strays |= dict.fromkeys(found, identity)
+        return {activation: self._handle(id) for id, activation in found.items()}
 
     def condition(self) -> tuple[bool, str]:
         if self._failure is not None:
@@ -301,7 +319,7 @@ class CondorQueue(Executor):
             while True:
                 group = await (ahead or self._prepare_next())
                 ahead = asyncio.ensure_future(self._prepare_next()) if self._queue else None
-                while group := await self._submit_group(group):
+                while group := await self._submit_group(group):  # noqa: ASYNC110 (the schedd is away)
                     await asyncio.sleep(AGAIN_S)
         finally:
             if ahead is not None:
@@ -324,6 +342,7 @@ class CondorQueue(Executor):
 
     async def _submit_group(self, group: Sequence[_Prepared]) -> list[_Prepared]:
         """Submit these; what the schedd could not take now."""
+        reached("furnished")
         left: list[_Prepared] = []
         identities: dict[str, list[_Prepared]] = {}
         for each in group:
@@ -357,6 +376,7 @@ class CondorQueue(Executor):
             self._suspect = True  # it may have been done all the same
             _log.error("pool %s: %d jobs wait: %s", self._name, len(self._pending), e)
             return False
+        reached("submitted")
         for id, each in zip(ids, members, strict=True):
             key = each.attempt.activation, each.attempt.number
             del self._pending[key]
@@ -436,9 +456,10 @@ class CondorQueue(Executor):
         while True:
             await self._work["release"].wait()
             self._work["release"].clear()
-            while self._release:
-                batch = list(self._release)
+            # what was found after a restart may be held by the pool, or by hand: that is looked at first
+            while batch := [id for id in self._release if id not in self._unseen]:
                 await self._each(batch, lambda condor, ids: condor.release(ids), self._released, self._release)
+                reached("unheld")
 
     def _released(self, tracked: _Tracked) -> None:
         if tracked.stage is Stage.HELD:
@@ -463,7 +484,8 @@ class CondorQueue(Executor):
         groups: dict[str, list[str]] = {}
         for id in ids:
             tracked = self._jobs.get(id)
-            groups.setdefault(SELF if tracked is None else tracked.identity, []).append(id)
+            identity = self._strays.get(id, SELF) if tracked is None else tracked.identity
+            groups.setdefault(identity, []).append(id)
         for identity, group in groups.items():
             try:
                 await call(self._condor(identity), group)
@@ -473,11 +495,13 @@ class CondorQueue(Executor):
                 continue
             for id in group:
                 waiting.pop(id, None)
+                self._strays.pop(id, None)
                 if (tracked := self._jobs.get(id)) is not None:
                     done(tracked)
 
     def _take_away(self, tracked: _Tracked, why: jobs.Ending, reason: str) -> None:
         tracked.removed_for = tracked.removed_for or why
+        self._release.pop(tracked.id, None)
         self._remove[tracked.id] = reason
         self._work["remove"].set()
 
@@ -491,6 +515,8 @@ class CondorQueue(Executor):
                         tracked = self._jobs.get(f"{event.cluster}.{event.proc}")
                         if tracked is not None:
                             self._happened(tracked, event)
+                        elif event.attributes.get(description.SERVER) == self._server:
+                            self._suspect |= event.kind is Kind.EXECUTING
             except Unavailable as e:
                 _log.error("pool %s: %s", self._name, e)
                 await asyncio.sleep(AGAIN_S)
@@ -557,6 +583,7 @@ class CondorQueue(Executor):
                 self._handle(tracked.id), usage=usage, started_ms=tracked.started_ms, ended_ms=time_ms,
             )
         )  # fmt: skip
+        reached("delivered")
         tracked.stage = Stage.ENDED
         self._report(tracked.finished)
 
@@ -571,7 +598,9 @@ class CondorQueue(Executor):
                 for identity in {self._jobs[id].identity for id in self._unseen if id in self._jobs}:
                     ids = [id for id in self._unseen if id in self._jobs and self._jobs[id].identity == identity]
                     with suppress(Unavailable):
-                        await self._look(identity, ids[: description.JOBS_PER_CLUSTER])
+                        for start in range(0, len(ids), description.JOBS_PER_CLUSTER):
+                            await self._look(identity, ids[start : start + description.JOBS_PER_CLUSTER])
+                            self._work["release"].set()
                 self._unseen &= self._jobs.keys()
                 if self._unseen:
                     await asyncio.sleep(AGAIN_S)
@@ -596,8 +625,12 @@ class CondorQueue(Executor):
         status, code = ad.get("JobStatus"), ad.get("HoldReasonCode")
         if status in (endings.COMPLETED, endings.REMOVED):
             return  # it is on its way into the history: it is looked for again
-        self._unseen.discard(tracked.id)
+        id = tracked.id
+        self._unseen.discard(id)
         if status == endings.HELD and code == description.SUBMITTED_HELD:
+            if tracked.stage is Stage.RELEASED and tracked.removed_for is None:  # the schedd was killed at that moment
+                tracked.stage = Stage.HELD
+                self._release[id] = None
             return
         tracked.stage = Stage.RELEASED
         self._release.pop(tracked.id, None)

@@ -20,7 +20,9 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -143,6 +145,16 @@ class Rooms:
         for job in gone:
             shutil.rmtree(self.room(job), ignore_errors=True)
 
+    def clear_left(self, kept: Collection[tuple[str, int]], after_s: float) -> None:
+        """Clear rooms of jobs that are none of these (activation, attempt), and older: a server was killed when a
+        job's end had been recorded, or before it was submitted."""
+        names = {f"{activation}.{attempt}" for activation, attempt in kept}
+        before = time.time() - after_s
+        for entry in os.scandir(self._root / "rooms"):
+            with suppress(FileNotFoundError):  # it is being cleared
+                if entry.name not in names and entry.stat().st_mtime < before:
+                    shutil.rmtree(entry.path, ignore_errors=True)
+
     def archive(self, digest: str, source: CodeSource, allowed: frozenset[str]) -> JobArchive:
         """A code's description, with its archive unpacked (`code`). Raises InvalidInput."""
         key = digest, allowed
@@ -170,7 +182,7 @@ def furnish(room: Path, bound: BoundDescription, params: bytes) -> None:
     """Make the room of a job that is about to be submitted. Repeating it is harmless as long as the job has not run.
 
     The scratch directory is empty, so that all that arrives in it is output (there is no `inputs.json`). A job that
-    names its output files gets an empty result to begin with: HTCondor holds a job that leaves out a file that was named.
+    names its output files gets an empty result first: HTCondor holds a job that leaves out a file that was named.
     """
     (room / "scratch").mkdir(parents=True, exist_ok=True)
     (room / PARAMS_FILE).write_bytes(params)
