@@ -5,6 +5,7 @@
     ./dev demo --serve              leave the server running, and go on writing runs by hand
     ./dev demo --config site.toml   on another backbone or batch system; the flow file stays as it is
     ./dev demo --kafka              on a Kafka of its own, with dCache's records of the files (kafka.toml)
+    ./dev demo --condor             with an HTCondor pool of its own (goes together with --kafka)
 
 It uses nothing but the command line (`eventmill run flow.py --json`) and reads what that prints.
 """
@@ -33,6 +34,8 @@ from eventmill.config import load
 
 if TYPE_CHECKING:
     from storage import Storage
+
+    from eventmill.config import Pool
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -95,7 +98,8 @@ def main() -> int:
     console.print(f"[bold]Eventmill demo[/bold]: {options.runs} runs, {options.rate:g} a second, into {shown}/raw")
     with contextlib.ExitStack() as stack:
         stack.enter_context(_kafka(console, options))
-        config = _configured(directory, options.config)
+        pool = stack.enter_context(_condor(console, options))
+        config = _configured(directory, options.config, pool)
         demo = Demo(directory, _storage(console, config))
         process, ready = stack.enter_context(_server(directory, config))
         threading.Thread(target=_read, args=(process, demo, directory), daemon=True).start()
@@ -107,6 +111,7 @@ def main() -> int:
         table = _table(demo)
         console.print(table)
         _summary(console, demo, directory)
+        _history(console, demo, config)
         if options.serve:
             _hints(console, demo)
             with contextlib.suppress(KeyboardInterrupt):
@@ -147,6 +152,7 @@ def _options() -> argparse.Namespace:
         "--config", type=Path, help="configuration to start from (another backbone, another batch system)"
     )
     parser.add_argument("--kafka", action="store_true", help="start a Kafka broker for it")
+    parser.add_argument("--condor", action="store_true", help="start an HTCondor pool for it")
     parser.add_argument("--directory", type=Path, default=Path("demo-results") / time.strftime("%Y%m%d-%H%M%S"))
     return parser.parse_args()
 
@@ -167,14 +173,29 @@ def _kafka(console: Console, options: argparse.Namespace) -> Iterator[None]:
         yield
 
 
-def _configured(directory: Path, base: Path | None) -> Path:
-    """The configuration: the given one, and where the detector's files are.
+@contextlib.contextmanager
+def _condor(console: Console, options: argparse.Namespace) -> Iterator[str]:
+    """A pool, if one is wanted; the lines of configuration for it."""
+    if not options.condor:
+        yield ""
+        return
+    sys.path.insert(0, str(HERE.parents[1]))
+    from tests.htcondor.pool import CondorPool
+
+    console.print("starting HTCondor (the first time, its packages have to be brought) …")
+    with CondorPool() as pool:
+        # jobs find this Python, which has the flow's libraries
+        yield pool.settings("condor") + f'defaults.environment = "PATH={Path(sys.executable).parent}:/usr/bin:/bin"\n\n'
+
+
+def _configured(directory: Path, base: Path | None, pool: str) -> Path:
+    """The configuration: the given one, the pool's lines, and where the detector's files are.
 
     On Kafka the group, our topic and dCache's name of the directory are this demo's own: what an earlier one has left
     there is not for its store.
     """
     config, stamp = directory / "eventmill.toml", f"{time.time_ns() // 1_000_000:x}"
-    own = f'[[paths]]\nsubject = "/detector"\nsource = "{DCACHE}/{stamp}"\nlocal = "{directory}"\n\n'
+    own = f'{pool}[[paths]]\nsubject = "/detector"\nsource = "{DCACHE}/{stamp}"\nlocal = "{directory}"\n\n'
     own += '[functions]\npreload = ["numpy", "h5py"]\n'
     config.write_text((base.read_text() + "\n" if base else "") + own)
     os.environ["EVENTMILL_BACKBONE__GROUP"] = os.environ["EVENTMILL_BACKBONE__TOPIC"] = f"eventmill-demo-{stamp}"
@@ -294,7 +315,11 @@ def _table(demo: Demo) -> Table:
             job = demo.steps.get((chain["activationId"], 0), {})
             took = f"{job['end'] - job['start']} ms" if job.get("end") and job.get("start") else ""
             done = str(chain["result"].get("run", chain["result"].get("error"))) if chain["result"] else ""
-            row += [str(job.get("handle")), took, done if chain["state"] == "succeeded" else f"[red]{done}[/red]"]
+            row += [
+                str(job.get("handle")).rpartition("#")[2],
+                took,
+                done if chain["state"] == "succeeded" else f"[red]{done}[/red]",
+            ]
         table.add_row(*row)
     return table
 
@@ -325,6 +350,35 @@ def _summary(console: Console, demo: Demo, directory: Path) -> None:
         console.print(f"[red]dead letter {letter['seq']}[/red]: {letter['reason']}")
     console.print(f"results: {_relative(directory)}/results", soft_wrap=True, highlight=False)
     console.print("  (catalogue.sqlite, a profile and a picture of each run)")
+
+
+def _history(console: Console, demo: Demo, config: Path) -> None:
+    """What HTCondor's own history has of the jobs, for people who do not believe us."""
+    pools = {name: pool for name, pool in load(config).pools.items() if pool.kind == "htcondor"}
+    for name, pool in pools.items():
+        handles = [str(step["handle"]) for step in demo.steps.values()]
+        ids = {handle.rpartition("#")[2] for handle in handles if handle.startswith(f"{name}:")}
+        if not ids:
+            continue
+        ended = _ended(pool, {int(id.split(".")[0]) for id in ids})
+        hosts = sorted({host.rpartition("@")[2] for id, host in ended.items() if id in ids})
+        console.print(f"condor_history has {len(ended.keys() & ids)} of {len(ids)} jobs, run on {', '.join(hosts)}")
+
+
+def _ended(pool: Pool, clusters: set[int]) -> dict[str, str]:
+    """cluster.proc → slot of the jobs of these clusters that have left the queue."""
+    if pool.condor_config is not None:
+        os.environ["CONDOR_CONFIG"] = str(pool.condor_config)
+    import htcondor2
+
+    if pool.schedd or pool.collector:
+        collector = htcondor2.Collector(pool.collector or None)
+        schedd = htcondor2.Schedd(collector.locate(htcondor2.DaemonType.Schedd, pool.schedd or None))
+    else:
+        schedd = htcondor2.Schedd()
+    constraint = f"ClusterId >= {min(clusters)} && ClusterId <= {max(clusters)} && EventmillActivation =!= undefined"
+    ads = schedd.history(constraint, ["ClusterId", "ProcId", "LastRemoteHost"], match=100_000)
+    return {f"{ad['ClusterId']}.{ad['ProcId']}": str(ad.get("LastRemoteHost", "")) for ad in ads}
 
 
 if __name__ == "__main__":

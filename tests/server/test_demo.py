@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sqlite3
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.htcondor.pool import CondorPool
 from tests.kafka.broker import Broker
 
 DEMO = Path(__file__).parents[2] / "examples" / "detector" / "demo.py"
@@ -50,6 +52,31 @@ def test_the_same_demo_on_kafka(tmp_path: Path, broker: Broker) -> None:
     assert sum(broker.end_offsets(topic).values()) == 1 + 2 * 8
     with closing(sqlite3.connect(tmp_path / "demo/results/catalogue.sqlite")) as catalogue:
         assert catalogue.execute("SELECT count(*) FROM runs").fetchone()[0] > 0
+
+
+@pytest.mark.slow
+def test_the_same_demo_on_kafka_with_htcondor(tmp_path: Path, broker: Broker, condor: CondorPool) -> None:
+    """dCache's records → function → HTCondor job → function, and HTCondor's own history has the jobs."""
+    topic = broker.create_topic(partitions=2)
+    base = DEMO.with_name("kafka.toml").read_text()
+    base = base.replace("127.0.0.1:9092", broker.bootstrap).replace('"billing"', f'"{topic}"')
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    base += f'\n{condor.settings("pool")}defaults.environment = "PATH={path}"\n'
+    (tmp_path / "site.toml").write_text(base)
+    command = [sys.executable, str(DEMO), "--runs", "6", "--rate", "20", "--directory", str(tmp_path / "demo")]
+    command += ["--config", str(tmp_path / "site.toml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "demo/server.log").read_text()
+    assert "6 files, 6 events, " in done.stdout
+    found = re.search(r"condor_history has (\d+) of (\d+) jobs, run on localhost", done.stdout)
+    assert found is not None, done.stdout
+    assert found[1] == found[2] != "0"
+    ads = condor.history('EventmillAction == "default/detector/reduce"')
+    assert {(ad["JobUniverse"], ad["ShouldTransferFiles"], ad["ExitCode"]) for ad in ads} == {(5, "YES", 0)}
+    assert len(ads) >= int(found[1])
+    assert max(map(len, done.stdout.replace(str(tmp_path), "").splitlines())) <= 80
+    with closing(sqlite3.connect(tmp_path / "demo/results/catalogue.sqlite")) as catalogue:
+        assert catalogue.execute("SELECT count(*) FROM runs").fetchone()[0] == int(found[1])
 
 
 @pytest.mark.slow
