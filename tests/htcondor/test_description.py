@@ -219,7 +219,10 @@ REFUSED = {
     "half a character", "unit separator", "scratch",
 }  # fmt: skip
 
-EVERYWHERE = 'arguments = "$(v) end"\nenvironment = "V=$(v)"\n+Note = "<$(v)>"\n'
+EVERYWHERE = 'arguments = "$(v) end"\nenvironment = "V=$(v)"\n'
+NOTED = EVERYWHERE + '+Note = "<$(v)>"\n'
+NOT_NOTED = {"backslash", "backslash at the end", "backslashes"}
+"""Refused in an attribute alone."""
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -230,8 +233,11 @@ def test_hostile_parameters(name: str) -> None:
         with pytest.raises(InvalidDescription):
             commands(EVERYWHERE, {"v": value})
         return
-    told = commands(EVERYWHERE, {"v": value})
-    plain = commands(EVERYWHERE, {"v": "x"})
+    if name in NOT_NOTED:
+        with pytest.raises(InvalidDescription):
+            commands(NOTED, {"v": value})
+    text = EVERYWHERE if name in NOT_NOTED else NOTED
+    told, plain = commands(text, {"v": value}), commands(text, {"v": "x"})
     assert told.keys() == plain.keys()
     for key, text in told.items():
         assert "$" not in text.replace("$(DOLLAR)", "")
@@ -265,6 +271,17 @@ def test_hostile_parameters_elsewhere(name: str, command: str, tmp_path: Path) -
             assert "$" not in text.replace("$(DOLLAR)", "")
     assert not any(".." in path.split("/") for path in job.inputs)
     assert "/etc/shadow" not in json.dumps(told) or command.startswith(("batch_name", "accounting_group"))
+
+
+@pytest.mark.parametrize("a", ["\\", "x\\", "\\\\", '\\"'])
+def test_a_backslash_can_not_join_two_strings_of_an_expression(a: str) -> None:
+    """In HTCondor's old syntax `"\\\\"` is not closed: what stands between it and the next string would be a part of
+    it, and what the next parameter says would be evaluated."""
+    for command in ("requirements", "periodic_remove", "+Note"):
+        text = f'{command} = TARGET.Name == "$(a)" && TARGET.Site == "$(b)"'
+        with pytest.raises(InvalidDescription, match="backslash"):
+            commands(text, {"a": a, "b": " || true //"})
+    assert commands('+Note = regexp("\\.h5", "$(b)")', {"b": 'a"b'})["My.Note"] == 'regexp("\\.h5", "a\\"b")'
 
 
 @settings(max_examples=200, deadline=None)
@@ -312,6 +329,11 @@ def test_what_forces_clusters() -> None:
     tame = [commands('arguments = "$(v)"', {"v": value}) for value in ("a", 'b"c', "d e", "é")]
     assert len(clusters(tame)) == 1
     assert len(clusters([*tame, commands('arguments = "$(v)"', {"v": "5$"})])) == 2
+    # a job that lacks a variable would have the first job's
+    assert len(clusters([commands(facts={"traceparent": trace}) for trace in ("00-ab-cd-01", "00-ef-cd-01")])) == 1
+    assert len(clusters([commands(facts={"traceparent": trace}) for trace in ("00-ab-cd-01", None)])) == 2
+    odd = ["A='x B=y' C=''", "A='x '' B=y' C=2", "A=x B=y C=''"]
+    assert len(clusters([{**commands(), "environment": value} for value in odd])) == 2
     assert len(clusters([commands(f"request_cpus = {n}") for n in (1, 2, 1)])) == 2
     assert len(clusters([commands("+X = $(n)", {"n": n}) for n in (1, 2)])) == 2
     other = replace(FILES, executable="/spool/code/y/run.sh")
@@ -577,21 +599,24 @@ def test_hostile_parameters_in_a_real_pool(condor: CondorPool, tmp_path: Path) -
     """What is accepted reaches the job as it was: alone, and in one cluster with others."""
     code = unpacked(zipped({"job.sub": "executable = show.py\nqueue\n", "show.py": SHOW}), tmp_path / "code")
     lab = Lab(condor, tmp_path)
-    accepted = [value for name, value in HOSTILE.items() if name not in REFUSED]
-    description = parse("executable = show.py\n" + EVERYWHERE + "queue\n")
-    jobs = [
-        lab.job(number, description.bind({"v": value}), code, {"v": value}) for number, value in enumerate(accepted)
-    ]
-    # attributes differ, so that all would be clusters of their own
-    together = [{key: value for key, value in job.items() if key != "My.Note"} for job in jobs]
-    calls = lab.run(together)
-    assert len(calls[0].items) > len(accepted) / 2
-    for number, value in enumerate(accepted):
+    accepted = {name: value for name, value in HOSTILE.items() if name not in REFUSED}
+    tame = parse("executable = show.py\n" + EVERYWHERE + "queue\n")
+    noted = parse("executable = show.py\n" + NOTED + "queue\n")
+    jobs = []
+    for number, (name, value) in enumerate(accepted.items()):
+        # every third with an attribute, which makes it a cluster of its own
+        description = noted if number % 3 == 0 and name not in NOT_NOTED else tame
+        jobs.append(lab.job(number, description.bind({"v": value}), code, {"v": value}))
+    calls = lab.run(jobs)
+    assert max(len(call.items) for call in calls) > len(accepted) / 4
+    notes = {ad["EventmillActivation"]: ad.get("Note") for ad in condor.history('EventmillServer == "test"')}
+    for number, value in enumerate(accepted.values()):
         result = lab.result(number)
         assert result["arguments"] == [value, "end"]
         assert result["environment"]["V"] == value
         assert result["environment"]["EVENTMILL_ACTIVATION"] == f"{number:032x}"
         assert "s3cret" not in json.dumps(result)
+        assert notes[f"{number:032x}"] == (f"<{value}>" if "My.Note" in jobs[number] else None)
     ads = condor.history('EventmillServer == "test"')
     assert len(ads) == len(accepted)
     assert {ad["JobBatchName"] for ad in ads} == {"beam/reduce 7"}

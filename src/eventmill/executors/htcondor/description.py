@@ -15,13 +15,16 @@ One cluster or many
     Jobs that differ only in ids, rooms, arguments, environment, input files and batch name go into one cluster, those
     as item data. What forces a cluster of its own:
     - another value of any other command (executable, that is code; resources; requirements; attributes);
+    - other variables in the environment: those that a job lacks would be the cluster's first job's;
     - a `$` in one of the values above: items are macros too, and what comes from parameters is written `$(DOLLAR)`
       where HTCondor expands once, not where one value stands in another;
     - more than JOBS_PER_CLUSTER jobs: a submit blocks the schedd.
 
 What is data and what is not
     Parameters reach arguments, environment, paths and string literals only, quoted by `entities`. A value that ends
-    with a backslash is refused: the bindings print commands as lines, and it would swallow the next one.
+    with a backslash is refused: the bindings print commands as lines, and it would swallow the next one. So is one with
+    a backslash in a string of an expression (`entities` writes two): HTCondor's old syntax, which this is, takes it for
+    the escape of the quote that closes the string, whatever stands before it.
 """
 
 from __future__ import annotations
@@ -98,6 +101,8 @@ _ITEMS: Final = (
 """Commands whose values may differ within a cluster."""
 _SCRATCH_MARK: Final = "#CoNdOrScRaTcHdIr#"
 """What HTCondor itself writes for `$$(CondorScratchDir)`, and replaces wherever it stands."""
+_VARIABLES: Final = re.compile(r"(\w+)=(?:'(?:[^']|'')*'|[^ ]*)(?: |\Z)")
+"""Names in an environment as `quoting` writes it."""
 _SCRATCH: Final = "$$(CondorScratchDir)"
 _FRAMES: Final = {"environment": f'"{PARAMS_ENV}={_SCRATCH}/{PARAMS_FILE} {RESULT_ENV}={_SCRATCH}/{RESULT_FILE} %s"'}
 """What stands around a value: the starter knows the scratch directory's name when it starts the job."""
@@ -241,6 +246,12 @@ def job_commands(bound: BoundDescription, facts: Facts, terms: Terms, files: Sou
         "environment": _environment(bound, facts, terms),
         **_identity(bound, facts, terms),
     }
+    for key in bound.other:
+        if "\\\\" in commands[key]:
+            raise InvalidDescription(
+                f"{key}: no parameter with a backslash can stand in an expression: HTCondor would take the string's end"
+                " for a part of it"
+            )
     if release := commands.get("periodic_release"):
         # nobody's but ours: it must not run before its handle is recorded
         commands["periodic_release"] = f"(HoldReasonCode =!= {SUBMITTED_HELD}) && ({release})"
@@ -334,9 +345,9 @@ def _identity(bound: BoundDescription, facts: Facts, terms: Terms) -> dict[str, 
 
 def clusters(jobs: Sequence[Mapping[str, str]]) -> list[Cluster]:
     """Jobs (of `job_commands`, for one identity) gathered into as few submit calls as they allow."""
-    groups: dict[tuple[tuple[str, str | None], ...], list[int]] = {}
+    groups: dict[tuple[tuple[str, object], ...], list[int]] = {}
     for index, commands in enumerate(jobs):
-        key = tuple((name, None if _varies(name, value) else value) for name, value in sorted(commands.items()))
+        key = tuple((name, _in_common(name, value)) for name, value in sorted(commands.items()))
         groups.setdefault(key, []).append(index)
     return [
         _cluster(jobs, members[start : start + JOBS_PER_CLUSTER])
@@ -345,8 +356,11 @@ def clusters(jobs: Sequence[Mapping[str, str]]) -> list[Cluster]:
     ]
 
 
-def _varies(name: str, value: str) -> bool:
-    return name in _ITEMS and "$" not in value
+def _in_common(name: str, value: str) -> object:
+    """What the jobs of a cluster must have in common of this command."""
+    if name not in _ITEMS or "$" in value:
+        return value
+    return tuple(_VARIABLES.findall(value)) if name == "environment" else None
 
 
 def _cluster(jobs: Sequence[Mapping[str, str]], members: Sequence[int]) -> Cluster:
