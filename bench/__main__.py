@@ -21,6 +21,7 @@ BENCHMARKS = {
     "kafka-route": ["bench.kafka_route"],
     "kafka-latency": ["bench.kafka_latency"],
     "offload": ["bench.offload"],
+    "job-end": ["bench.job_end"],
     "waiting": ["bench.waiting"],
     "sdk": ["bench.sdk_import", "bench.worker"],
 }
