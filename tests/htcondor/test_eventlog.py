@@ -368,6 +368,23 @@ def test_a_copied_and_truncated_log(tmp_path: Path) -> None:
     assert clusters(asyncio.run(there(after))) == [3, 4]
 
 
+def test_a_log_that_is_truncated_and_written_to_the_same_size_at_once(tmp_path: Path) -> None:
+    """Files are stamped in ticks of some milliseconds: size and time may be the same as before."""
+    path = tmp_path / "log"
+
+    async def run() -> None:
+        append(path, record(1))
+        before = path.stat()
+        reader = await followed(path)
+        os.truncate(path, 0)
+        append(path, record(2))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        await reader.until_clusters([1, 2])
+        await reader.stop()
+
+    asyncio.run(run())
+
+
 def test_an_inode_that_has_got_another_use(tmp_path: Path) -> None:
     """The file system gives the inode of a deleted log to the next one, often at once."""
     path = tmp_path / "log"

@@ -124,6 +124,8 @@ class EventLog:
                     caught_up = True
                     yield []
                 names = await self._watch.changed()
+                for file in self._files:
+                    file.touched = True
                 if self._watch.intact and (names is None or any(map(self._is_ours, names))):
                     self._refresh()
         finally:
@@ -290,7 +292,7 @@ class EventLog:
 class _File:
     """One open file of a log, and how far it has been read."""
 
-    __slots__ = ("_seen", "_want", "descriptor", "inode", "offset", "tail")
+    __slots__ = ("_seen", "_want", "descriptor", "inode", "offset", "tail", "touched")
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -298,6 +300,8 @@ class _File:
         self.offset = 0
         self.tail = b""
         """The last bytes before the offset."""
+        self.touched = False
+        """It may have changed though size and time are the same: truncated and written again within a tick."""
         self._seen = (0, 0)
         self._want = READ_BYTES
 
@@ -328,7 +332,7 @@ class _File:
     @property
     def changed(self) -> bool:
         """Whether there is something in it that has not been looked at."""
-        return self._state() != self._seen
+        return self.touched or self._state() != self._seen
 
     def _state(self) -> tuple[int, int]:
         state = os.fstat(self.descriptor)
@@ -350,7 +354,7 @@ class _File:
 
     def read(self) -> bytes | None:
         """What comes after the offset, a part of it if it is much. None: it was truncated, and begins anew."""
-        state = self._state()
+        self.touched, state = False, self._state()
         start = self.offset - len(self.tail)
         data = os.pread(self.descriptor, self._want + len(self.tail), start)
         if not data.startswith(self.tail):
