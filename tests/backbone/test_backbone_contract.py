@@ -183,6 +183,7 @@ def test_a_full_disk_is_refused_and_reading_pauses(tmp_path: Path) -> None:
                 await full.append([event(2)])
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(anext(batches(full)), 0.1)
+            assert ids(await anext(full.batches())) == [1], "what is relayed makes room"
 
     run(body)
 

@@ -166,3 +166,17 @@ def test_what_is_encoded_by_the_rules_is_decoded(subject: str) -> None:
 
 def _percent(character: str) -> str:
     return "".join(f"%{byte:02X}" for byte in character.encode())
+
+
+def test_what_is_stored_of_an_event_is_within_the_limit() -> None:
+    limits = Limits(event_bytes=1000)
+    binary = {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "//s", "ce-type": "t", "Content-Type": "image/png"}
+    from_http(binary, b"x" * 600, limits=limits)
+    structured = {"Content-Type": "application/cloudevents+json"}
+    batch = {"Content-Type": "application/cloudevents-batch+json"}
+    numbers = b'{"specversion": "1.0", "id": "1", "source": "//s", "type": "t", "data": [1%s]}' % (b",1e15" * 100)
+    for headers, body in ((binary, b"x" * 800), (structured, numbers), (batch, b"[%s]" % numbers)):
+        assert len(body) < 900
+        with pytest.raises(InvalidEvent, match="at most 1000 are allowed") as refused:
+            from_http(headers, body, limits=limits)
+        assert refused.value.status == 413

@@ -301,6 +301,44 @@ def test_an_event_of_ours_that_the_topic_never_takes_becomes_a_dead_letter(
     run(body)
 
 
+def test_an_event_of_the_largest_size_comes_through_a_topic_that_we_have_made(
+    broker: Broker, name: str, tmp_path: Path
+) -> None:
+    """Around it there is what a completion adds."""
+
+    async def body() -> None:
+        limits = {"event_bytes": 2 << 20}
+        async with reading(tmp_path, settings(broker, group=name, limits=limits)) as r:
+            await r.backbone.append([_event(0, "x" * (2 << 20)), _event(1, "")])
+            await r.until(lambda: 1 in _numbers(r), "the last event")
+            assert _numbers(r) == {0, 1}
+            assert not [batch for batch in r.batches if batch.refused]
+
+    run(body)
+
+
+def test_kafka_never_knows_more_than_the_disk(
+    broker: Broker, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        broker.create_topic(f"own-{name}")
+        async with reading(tmp_path, settings(broker, group=name)) as r:
+            synced, durable = asyncio.Event(), r.store.durable
+
+            async def late() -> None:
+                await synced.wait()
+                await durable()
+
+            monkeypatch.setattr(r.store, "durable", late)
+            await r.backbone.append([_event(1, "")])
+            await asyncio.sleep(0.5)
+            assert not broker.records(f"own-{name}")
+            synced.set()
+            await r.until(lambda: r.batches, "the event")
+
+    run(body)
+
+
 def _event(n: int, data: str) -> Event:
     return Event.new("test", "//test", id=str(n), subject="/one", data=data, time="2026-01-01T00:00:00Z")
 

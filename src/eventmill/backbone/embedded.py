@@ -62,15 +62,15 @@ class EmbeddedBackbone(Backbone):
         if left := await self._store.transact(lambda tx: claim_left(tx, lambda topic: topic == TOPIC), durable=True):
             yield Assigned(left)
         async for batch in self.batches():
+            await self._room.wait()
             yield batch
 
     async def batches(self) -> AsyncIterator[Batch]:
-        """The records of the one partition, as they arrive."""
+        """The records of the one partition, as they arrive; also on a full disk: to be rid of them makes room."""
         while True:
             await self._arrived.wait()
             self._arrived.clear()
             while True:
-                await self._room.wait()
                 offsets, values = await self._store.transact(self._next)
                 if not offsets:
                     break

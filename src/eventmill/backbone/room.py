@@ -7,6 +7,7 @@ import logging
 import os
 from pathlib import Path
 
+from eventmill.backbone.complaints import Complaints
 from eventmill.errors import Unavailable
 
 _NO_ROOM_S = 5.0
@@ -21,6 +22,7 @@ class Room:
     def __init__(self, directory: Path, disk_free_mb: int) -> None:
         self._directory = directory
         self._disk_free = disk_free_mb << 20
+        self._complaints = Complaints(_log)
 
     def check(self) -> None:
         """Raise Unavailable while there is less."""
@@ -34,7 +36,9 @@ class Room:
         """Return when there is enough."""
         while True:
             try:
-                return self.check()
+                self.check()
             except Unavailable as e:
-                _log.error("reading is paused: %s", e)
+                self._complaints.say("room", f"reading is paused: {e}")
                 await asyncio.sleep(_NO_ROOM_S)
+            else:
+                return self._complaints.over()

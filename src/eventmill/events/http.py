@@ -14,7 +14,7 @@ from urllib.parse import unquote_to_bytes
 
 from eventmill.config import Limits
 from eventmill.errors import InvalidEvent
-from eventmill.events.codec import check_size, decode, decode_batch, parse_json
+from eventmill.events.codec import check_size, decode, decode_batch, encode, parse_json
 from eventmill.events.validation import is_json, validate
 from eventmill.sdk.event import Event
 
@@ -44,10 +44,10 @@ def from_http(headers: Mapping[str, str], body: bytes, *, limits: Limits) -> lis
     # the prefix of the batch's media type begins with that of the single event
     if media_type.startswith("application/cloudevents-batch"):
         _check_format(content_type, media_type, BATCH)
-        return decode_batch(body, events_max=limits.batch_events, bytes_max=limits.event_bytes)
+        return _storable(decode_batch(body, events_max=limits.batch_events, bytes_max=limits.event_bytes), limits)
     if media_type.startswith("application/cloudevents"):
         _check_format(content_type, media_type, STRUCTURED)
-        return [decode(body, bytes_max=limits.event_bytes)]
+        return _storable([decode(body, bytes_max=limits.event_bytes)], limits)
     attributes = _attributes(lower)
     if not attributes:
         raise UnsupportedContentType(
@@ -55,7 +55,15 @@ def from_http(headers: Mapping[str, str], body: bytes, *, limits: Limits) -> lis
             f"send {STRUCTURED}, {BATCH}, or the attributes as ce- headers"
         )
     check_size(len(body) + sum(map(len, attributes.values())), limits.event_bytes)
-    return [_binary(attributes, content_type, body)]
+    return _storable([_binary(attributes, content_type, body)], limits)
+
+
+def _storable(events: list[Event], limits: Limits) -> list[Event]:
+    """The same events, if what the log has to keep of each (JSON, with base64 and numbers in full) is within the limit:
+    whoever reads it back holds it to the same one."""
+    for event in events:
+        check_size(len(encode(event)), limits.event_bytes)
+    return events
 
 
 def _check_format(content_type: str, media_type: str, supported: str) -> None:

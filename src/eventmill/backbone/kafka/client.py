@@ -21,6 +21,8 @@ Properties = dict[str, str | int | float | bool]
 """What a client of confluent-kafka is made from."""
 
 CLIENT_ID: Final = "eventmill"
+AROUND_BYTES: Final = 64 << 10
+"""Room in a record of ours above `limits.event_bytes`: what a completion adds to a result, and Kafka to a record."""
 
 SECRETS: Final = frozenset(
     (

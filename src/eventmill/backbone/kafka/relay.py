@@ -1,7 +1,8 @@
 """The relay: what our own log holds goes to Kafka, in order, and leaves the log when Kafka has acknowledged it.
 
-It owns the producer and our topic. The log is the outbox: its position moves on a list's delivery reports, so that a
-list that was sent, but not noted, is sent again, with the same event ids. Events of one subject have one key, and so
+It owns the producer and our topic. The log is the outbox: a list is sent when it is durable, so that Kafka never knows
+more than the store, and its position moves on the delivery reports, so that a list that was sent, but not noted, is
+sent again, with the same event ids. Events of one subject have one key, and so
 stay in order. One list is on its way at a time, in a thread; idempotence keeps the order of its retries.
 """
 
@@ -19,8 +20,9 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from eventmill.backbone.base import Batch
+from eventmill.backbone.complaints import Complaints
 from eventmill.backbone.embedded import EmbeddedBackbone
-from eventmill.backbone.kafka.client import Properties, explain
+from eventmill.backbone.kafka.client import AROUND_BYTES, Properties, explain
 from eventmill.errors import Unavailable
 from eventmill.points import reached
 from eventmill.store import DeadLetter, Store, Tx
@@ -30,9 +32,6 @@ _log = logging.getLogger(__name__)
 _ANSWER_S = 2.0
 _FLUSH_S = 1.0
 _AGAIN_S = 2.0
-_COMPLAIN_S = 300.0
-_AROUND_BYTES = 64 << 10
-"""What a completion adds to a result, and Kafka to a record."""
 _HOPELESS = (
     KafkaError.MSG_SIZE_TOO_LARGE,
     KafkaError.RECORD_LIST_TOO_LARGE,
@@ -50,8 +49,9 @@ class Relay:
         self, clients: Properties, topic: str, log: EmbeddedBackbone, store: Store, *, event_bytes: int
     ) -> None:
         self._clients = {**clients, "log_level": 0}  # what it has to say comes as errors, too
+        self._record_bytes = max(event_bytes + AROUND_BYTES, 1_048_588)  # no less than Kafka's default
         self._properties = {
-            "message.max.bytes": max(event_bytes + _AROUND_BYTES, 1_000_000),
+            "message.max.bytes": self._record_bytes,
             "linger.ms": 0,
             "topic.metadata.propagation.max.ms": 5_000,  # how long it may be unknown before it is made again
             **self._clients,
@@ -64,7 +64,7 @@ class Relay:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="relay")
         self._stopping = threading.Event()
         self._producer: Producer | None = None
-        self._complained_at = -_COMPLAIN_S
+        self._complaints = Complaints(_log)
         self.sent = 0
 
     async def run(self) -> None:
@@ -72,6 +72,7 @@ class Relay:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._thread, self._make_topic)
         async for batch in self._log.batches():
+            await self._store.durable()
             refused = await loop.run_in_executor(self._thread, self._send, batch.values)
             reached("relayed")
             await self._note(batch, refused)
@@ -99,7 +100,7 @@ class Relay:
                 await self._store.transact(note)
                 break
             except Unavailable as e:
-                self._complain(str(e))
+                self._complaints.say("store", str(e))
                 await asyncio.sleep(_AGAIN_S)
         self.sent += len(batch.values) - len(refused)
 
@@ -108,20 +109,21 @@ class Relay:
     def _make_topic(self) -> None:
         """See that our topic is there; without the right to make it, wait for somebody who has."""
         admin = AdminClient(self._clients)
+        new = NewTopic(self._topic, -1, -1, config={"max.message.bytes": str(self._record_bytes)})
         while not self._stopping.is_set():
             try:
                 known = admin.list_topics(self._topic, timeout=_ANSWER_S).topics.get(self._topic)
                 if known is not None and known.error is None:
                     return
-                admin.create_topics([NewTopic(self._topic, -1, -1)])[self._topic].result(_ANSWER_S)
+                admin.create_topics([new])[self._topic].result(_ANSWER_S)
                 _log.info("topic %s is made, with the brokers' defaults for partitions and replicas", self._topic)
                 return
             except KafkaException as e:
                 if e.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
                     return
-                self._complain(f"topic {self._topic}: {explain(e.args[0])}")
+                self._complaints.say("topic", f"topic {self._topic}: {explain(e.args[0])}")
             except TimeoutError:
-                self._complain(f"topic {self._topic}: Kafka does not answer")
+                self._complaints.say("topic", f"topic {self._topic}: Kafka does not answer")
             self._stopping.wait(_AGAIN_S)
 
     def _send(self, values: Sequence[bytes]) -> dict[int, str]:
@@ -135,9 +137,9 @@ class Relay:
             for i, error in failed.items():
                 if error.code() in _HOPELESS:
                     refused[i] = f"can't be put into {self._topic}: {explain(error)}"
-                    self._complain(f"an event becomes a dead letter: it {refused[i]}")
+                    self._complaints.say("refused", f"an event becomes a dead letter: it {refused[i]}")
                 else:
-                    self._complain(f"{len(failed)} events wait: {explain(error)}")
+                    self._complaints.say(error.name(), f"{len(failed)} events wait: {explain(error)}")
             again = [i for i in failed if i not in refused]
             # what came behind a failed one is sent again behind it: the order is kept, and ids tell a repetition
             waiting = {i: value for i, value in waiting.items() if again and i >= min(again) and i not in refused}
@@ -170,23 +172,21 @@ class Relay:
             try:
                 producer.produce(self._topic, value, key=_key(value), on_delivery=report)
             except BufferError:
-                producer.flush()
+                self._flush(producer)
                 producer.produce(self._topic, value, key=_key(value), on_delivery=report)
             except KafkaException as e:
                 failed[i] = e.args[0]
-        while producer.flush(_FLUSH_S):
-            if self._stopping.is_set():
-                producer.purge()
-                raise Unavailable("the relay has been stopped")
+        self._flush(producer)
         if any(error.fatal() or error.code() == KafkaError._FATAL for error in failed.values()):
             self._producer = None  # it can't be used any more
         return failed
 
-    def _complain(self, text: str) -> None:
-        now = time.monotonic()
-        if now - self._complained_at >= _COMPLAIN_S:
-            self._complained_at = now
-            _log.error("%s", text)
+    def _flush(self, producer: Producer) -> None:
+        """Wait for all delivery reports. Raises Unavailable if the relay is stopped meanwhile."""
+        while producer.flush(_FLUSH_S):
+            if self._stopping.is_set():
+                producer.purge()
+                raise Unavailable("the relay has been stopped")
 
 
 def _key(value: bytes) -> bytes:

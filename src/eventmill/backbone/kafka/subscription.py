@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from eventmill.backbone.kafka.client import AROUND_BYTES
 from eventmill.backbone.kafka.records import Records
 from eventmill.config import Settings, Topic
 from eventmill.errors import InvalidConfig
@@ -29,9 +30,9 @@ class Subscription:
     def __init__(self, settings: Settings, paths: PathTable) -> None:
         own = Topic(name=settings.backbone.topic, decoder="cloudevents", start="earliest")
         decoders = [CloudEventsDecoder(), *(decoder(row, paths) for row in settings.topics)]
-        registry, event_bytes = settings.backbone.registry, settings.limits.event_bytes
+        registry, most = settings.backbone.registry, settings.limits.event_bytes
         self._rows = [
-            (row, Reading(row.start, Records(row, registry, event_bytes), made))
+            (row, Reading(row.start, Records(row, registry, most if row is not own else most + AROUND_BYTES), made))
             for row, made in zip((own, *settings.topics), decoders, strict=True)
         ]
         self._readings: dict[str, Reading | None] = {}
