@@ -2,6 +2,7 @@
 witness outside (tests/server/mill.py). Prints what happened; exit 1 if anything was lost or doubled.
 
 With `--kafka`: a server and a real broker, killed and frozen under a steady rate of records (tests/kafka/mill.py).
+With `--condor`: a map of jobs on a real HTCondor pool, while server and schedd are killed (tests/htcondor/mill.py).
 With `--model`: the randomised model of the engine (tests/engine/model.py), seed after seed from N."""
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+from eventmill.points import CONDOR_POINTS
 from tests.engine import model
+from tests.htcondor.mill import FLOW as CONDOR_FLOW
+from tests.htcondor.mill import CondorMill, condor_mill
+from tests.htcondor.pool import CondorPool
 from tests.kafka.broker import Broker
 from tests.kafka.mill import KafkaMill, feeding, kafka_mill
 from tests.server.mill import Mill, mill
@@ -129,6 +134,41 @@ FAULTS: dict[str, tuple[int, Callable[[KafkaMill, random.Random], None]]] = {
 """What happens how often."""
 
 
+def soak_condor(
+    m: CondorMill, seed: int, *, elements: int, kills: int, schedd_kills: int, job_s: float = 0.5, talk: bool = False
+) -> dict[str, int]:
+    """Function → map of jobs → function, while the server is killed so often, at named points and some milliseconds
+    after the jobs' submit has begun, and the schedd, too; then let it end, and judge."""
+    rng = random.Random(seed)
+    lives = [None if n % 2 == 0 else rng.choice(CONDOR_KILLED_AT) for n in range(kills)]
+    struck = set(rng.sample([n for n, point in enumerate(lives) if point is None], schedd_kills))
+    m.start()
+    m.deploy(CONDOR_FLOW)
+    m.send("map", {"n": elements, "seconds": job_s})
+    for number, point in enumerate(lives):
+        if number in struck:
+            time.sleep(rng.uniform(0, 0.3))
+            m.condor.kill_schedd()
+        if point is None:
+            m.until_advanced(elements * number // (kills + 1))
+            time.sleep(rng.uniform(0, 0.1))
+            m.kill()
+        else:
+            m.until(m.died, 120, f"death at {point}")
+        if talk:
+            schedd = " (and the schedd before)" if number in struck else ""
+            print(f"{m.ended()} of {elements} jobs have ended, killed at {point or 'random'}{schedd}", flush=True)
+        m.start(kill_at=(lives[number + 1 :] or [None])[0] or "")
+    m.until_done(60 + elements)
+    m.until_none_is_queued()
+    judged = m.judge_map(elements)
+    assert m.stop() == 0, m.state()
+    return {"server killed": kills, "schedd killed": schedd_kills, **judged}
+
+
+CONDOR_KILLED_AT = (*CONDOR_POINTS, "accepted", "released", "reported", "ended")
+
+
 def soak_model(seed: int, *, seconds: float) -> list[int]:
     """Play the model with seed after seed, without power cuts and with, until the time is up; those that failed."""
     logging.getLogger("eventmill").propagate = False  # the model listens
@@ -157,6 +197,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=1_000_000)
     parser.add_argument("--kafka", action="store_true", help="a server and a broker")
     parser.add_argument("--protocol", choices=["classic", "consumer"], default="classic", help="of the Kafka group")
+    parser.add_argument("--condor", action="store_true", help="a map of jobs on an HTCondor pool")
+    parser.add_argument("--elements", type=int, default=1000, help="of the map")
+    parser.add_argument("--suite", default="trixie", help="whose HTCondor: Debian's trixie or sid")
     parser.add_argument("--model", action="store_true", help="the engine's randomised model, seed after seed")
     options = parser.parse_args()
     seconds = 60 * options.minutes
@@ -169,6 +212,14 @@ def main() -> int:
                 broker = stack.enter_context(Broker(directory / "kafka"))
                 k = stack.enter_context(kafka_mill(directory, broker, protocol=options.protocol))
                 outcome = soak_kafka(k, options.seed, seconds=seconds, talk=True)
+            elif options.condor:
+                pool = stack.enter_context(CondorPool(directory / "condor", suite=options.suite))
+                c = stack.enter_context(
+                    condor_mill(directory / "mill", pool, limits=f"jobs_in_queue = {options.elements // 8}\n")
+                )
+                outcome = soak_condor(
+                    c, options.seed, elements=options.elements, kills=10, schedd_kills=3, talk=True
+                )  # fmt: skip
             else:
                 m = stack.enter_context(mill(directory))
                 outcome = soak(m, options.seed, kills=options.kills, seconds=seconds, talk=True)

@@ -89,6 +89,16 @@ class CondorMill(Mill):
         [(handle,)] = found
         return handle.rpartition("#")[2]
 
+    def ended(self) -> int:
+        """How many jobs of the map have ended, by the store."""
+        [(count,)] = self.query("SELECT count(*) FROM activations WHERE action='default/offload/fit' AND state>=5")
+        return int(count)
+
+    def until_advanced(self, count: int) -> None:
+        """So many jobs have ended, and more of them are recorded than have."""
+        sql = "SELECT count(*) FROM activations WHERE action='default/offload/fit'"
+        self.until(lambda: self.ended() >= count and self.query(sql) > [(count,)], 300, f"{count} jobs to end")
+
     def state(self) -> str:
         """Where it stands, for the message of a failure."""
         rows = self.query("SELECT action, state, count(*) FROM activations GROUP BY 1, 2")

@@ -139,7 +139,7 @@ def test_a_job_as_htcondor_is_told_of_it() -> None:
     }
     (cluster,) = clusters([told])
     assert cluster.commands["environment"].startswith(
-        '"EVENTMILL_PARAMS=$$(CondorScratchDir)/params.json EVENTMILL_RESULT=$$(CondorScratchDir)/result.json PATH='
+        '"EVENTMILL_PARAMS=#CoNdOrScRaTcHdIr#/params.json EVENTMILL_RESULT=#CoNdOrScRaTcHdIr#/result.json PATH='
     )
 
 

@@ -100,11 +100,14 @@ _ITEMS: Final = (
 )  # fmt: skip
 """Commands whose values may differ within a cluster."""
 _SCRATCH_MARK: Final = "#CoNdOrScRaTcHdIr#"
-"""What HTCondor itself writes for `$$(CondorScratchDir)`, and replaces wherever it stands."""
+"""What a schedd writes for `$$(CondorScratchDir)`, and a starter replaces by the scratch directory wherever it stands. A
+schedd that was killed can't expand the macro a second time, and would put jobs that run on hold instead of finding them
+again; so it is given the mark itself."""
 _VARIABLES: Final = re.compile(r"(\w+)=(?:'(?:[^']|'')*'|[^ ]*)(?: |\Z)")
 """Names in an environment as `quoting` writes it."""
-_SCRATCH: Final = "$$(CondorScratchDir)"
-_FRAMES: Final = {"environment": f'"{PARAMS_ENV}={_SCRATCH}/{PARAMS_FILE} {RESULT_ENV}={_SCRATCH}/{RESULT_FILE} %s"'}
+_FRAMES: Final = {
+    "environment": f'"{PARAMS_ENV}={_SCRATCH_MARK}/{PARAMS_FILE} {RESULT_ENV}={_SCRATCH_MARK}/{RESULT_FILE} %s"'
+}
 """What stands around a value: the starter knows the scratch directory's name when it starts the job."""
 
 
