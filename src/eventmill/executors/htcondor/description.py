@@ -100,9 +100,9 @@ _ITEMS: Final = (
 )  # fmt: skip
 """Commands whose values may differ within a cluster."""
 _SCRATCH_MARK: Final = "#CoNdOrScRaTcHdIr#"
-"""What a schedd writes for `$$(CondorScratchDir)`, and a starter replaces by the scratch directory wherever it stands. A
-schedd that was killed can't expand the macro a second time, and would put jobs that run on hold instead of finding them
-again; so it is given the mark itself."""
+"""What a schedd writes for `$$(CondorScratchDir)`, and a starter replaces by the scratch directory, wherever it stands.
+A schedd that was killed can't expand the macro a second time, and would put jobs that run on hold instead of finding
+them again; so it is given the mark itself."""
 _VARIABLES: Final = re.compile(r"(\w+)=(?:'(?:[^']|'')*'|[^ ]*)(?: |\Z)")
 """Names in an environment as `quoting` writes it."""
 _FRAMES: Final = {
