@@ -243,7 +243,8 @@ def test_whatever_becomes_of_a_log(steps: list[tuple[Any, ...]], tmp_path: Path)
     """Written in pieces, torn, rotated, truncated, deleted, with readers that come and go: each record once, in order.
 
     Nothing can save what is taken away before a reader has seen it: so it reads before anything is. Where the file read
-    last is gone when a reader starts, it says so, and records may come again.
+    last is gone when a reader starts, it says so, and records may come again; so they may where a log is deleted by
+    hand and what was rotated is left, if the clock's ticks don't tell which is older.
     """
     directory = tmp_path / "run"
     shutil.rmtree(directory, ignore_errors=True)
@@ -279,7 +280,8 @@ def test_whatever_becomes_of_a_log(steps: list[tuple[Any, ...]], tmp_path: Path)
                 gaps += reader.log.counts.gaps
                 reader = await followed(model.path, position)
         await reader.stop()
-        assert model.expected == (firsts if gaps else clusters)(got + reader.events)
+        again = gaps or ("delete",) in steps
+        assert model.expected == (firsts if again else clusters)(got + reader.events)
 
     asyncio.run(run())
 
