@@ -55,11 +55,13 @@ class InvalidFlow(InvalidInput):
 
 
 class InvalidDescription(InvalidInput):
-    """A submit description that is not accepted: `line` is the line's number, counted from 1 (0: the whole)."""
+    """A submit description that is not accepted: `line` is the line's number, counted from 1 (0: the whole);
+    `command` the one that is not taken, if that is what is wrong."""
 
-    def __init__(self, message: str, line: int = 0) -> None:
+    def __init__(self, message: str, line: int = 0, command: str = "") -> None:
         super().__init__(f"line {line}: {message}" if line else message)
         self.line = line
+        self.command = command
 
 
 class InvalidEntity(InvalidInput):

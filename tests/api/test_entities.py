@@ -126,6 +126,41 @@ def test_a_job_that_is_refused(caller: Caller, code: str, text: str) -> None:
     assert caller.api("GET", "actions/j").status_code == 404
 
 
+POOLS = {
+    "local": {"kind": "local"},
+    "site": {"kind": "htcondor", "commands": {"*": ["nice_user"], "beamline": ["+Project", "want_graceful_removal"]}},
+}
+
+
+def test_a_description_is_checked_for_its_pool(tmp_path: Path) -> None:
+    """What one of the namespace's pools allows, another may refuse; and what is Eventmill's own to say, all do."""
+
+    def asking(line: str, *annotations: dict[str, Any]) -> dict[str, Any]:
+        return job(f"executable = run.sh\n{line}\nqueue\n", **{"run.sh": ""}) | {"annotations": list(annotations)}
+
+    site = {"key": "pool", "value": "site"}
+    with running(tmp_path, pools=POOLS) as server:
+        beamline, other = server.caller(namespace="beamline"), server.caller(namespace="other")
+        with beamline, other:
+            beamline.put("actions/j", asking("want_graceful_removal = true", site))
+            beamline.put("actions/nice", asking("nice_user = true", site))
+            for caller, body, text in (
+                (other, asking("want_graceful_removal = true", site), "can allow it (pools.site.commands)"),
+                (beamline, asking("want_graceful_removal = true"), "a macro of your own must be used somewhere"),
+                (beamline, asking("max_materialize = 5", site), "is for Eventmill to say, and no pool can allow it"),
+                (beamline, asking("max_retries = 5", site), "'max_retries' is refused: how often a job is tried"),
+                (beamline, asking("", {"key": "on_hold", "value": "retry"}), "annotation 'on_hold': on_hold is "),
+            ):
+                status, found = refusal(caller, "actions/x", body)
+                assert (status, text in found) == (400, True), found
+            # the same code, to be run elsewhere
+            status, found = refusal(
+                beamline, "actions/j", {"annotations": [{"key": "pool", "value": "local"}]}, overwrite="true"
+            )
+            assert (status, "line 2: 'want_graceful_removal'" in found) == (400, True)
+            assert beamline.put("actions/j", {"limits": {"timeout": 5000}}, overwrite="true")["version"] == "0.0.2"
+
+
 @pytest.mark.slow
 def test_a_damaged_archive_is_an_answer(caller: Caller) -> None:
     """Whatever byte of it is wrong."""

@@ -65,6 +65,15 @@ def test_a_python_job_is_still_the_function(mill: Mill) -> None:
     assert reduce.limits() == {"timeout": 172_800_000}
     assert reduce.annotations() == {"pool": "maxwell", "retries": 1}
 
+    @mill.job(on_hold={"after": "10m", "times": 3})
+    def patient() -> None: ...
+
+    assert patient.annotations() == {"on_hold": {"after": 600.0, "times": 3}}
+    assert mill.job("calibrate.sub", on_hold="wait", pool="maxwell").annotations() == {
+        "pool": "maxwell",
+        "on_hold": "wait",
+    }
+
     @mill.job
     def bare() -> None: ...
 

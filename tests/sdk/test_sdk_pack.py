@@ -109,7 +109,7 @@ def test_annotations_that_are_gone_are_named_for_deletion(tmp_path: Path) -> Non
     text = "from eventmill import Mill\nmill = Mill('m')\n@mill.function(retries=2)\ndef f(): ...\n"
     document = documents(flow(tmp_path, text))["actions", "m/f"]
     assert annotated(document)["retries"] == 2
-    assert document["delAnnotations"] == ["description", "on_error", "partial", "pool", "timeout"]
+    assert document["delAnnotations"] == ["description", "on_error", "on_hold", "partial", "pool", "timeout"]
 
 
 def test_completions_and_ticks_carry_the_namespace(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ class Actions:
         self._services = services
         self._store = services.store
         self._limits = services.settings.limits
+        self._pools = services.settings.pools
         self._plans = _Plans()
         self._revisions = revisions
 
@@ -83,8 +84,7 @@ class Actions:
         body = await json_object(request, self._limits.code_bytes + 2 * self._limits.payload_bytes)
         change = documents.action_change(body, self._limits, namespace)
         exec_ = change.get("exec", {})
-        if exec_.get("kind") == "job":
-            await asyncio.to_thread(jobs.check, exec_["code"], self._limits)
+        await self._check_job(namespace, name, change)
 
         def work(tx: Tx) -> Document:
             if "/" in name:
@@ -96,6 +96,28 @@ class Actions:
             return answers.action(put(tx, "actions", namespace, name, document, old), code)
 
         return Json(await self._store.transact(work, durable=True))
+
+    async def _check_job(self, namespace: str, name: str, change: Document) -> None:
+        """A job's new code, and what it has where it goes to another pool. Raises Refusal."""
+        if not change.keys() & {"exec", "annotations", "delAnnotations"}:
+            return
+        if "exec" in change and change["exec"]["kind"] != "job":
+            return
+
+        def query(tx: Tx) -> tuple[Document | None, str | None]:
+            stored = tx.entities.get(namespace, name)
+            if stored is None or stored.collection != "actions":
+                return None, None
+            old = stored.document["exec"]
+            code = tx.entities.code(old["code"]) if old["kind"] == "job" and "exec" not in change else None
+            return stored.document, None if code is None else code.decode()
+
+        old, code = await self._store.read(query)
+        code = change["exec"]["code"] if "exec" in change else code
+        if code is not None:
+            annotations = documents.values(documents.action_annotations(change, old, "job"))
+            place = jobs.Place.of(annotations, self._pools, namespace)
+            await asyncio.to_thread(jobs.check, code, annotations, place, self._limits)
 
     async def delete(self, request: Request) -> Response:
         namespace, name = own_entity(request)

@@ -212,7 +212,7 @@ def action(change: Document, old: Document | None, limits: Limits) -> Document:
     default = {**LIMITS, "timeout": limits.job_timeout_ms} if exec_["kind"] == "job" else LIMITS
     document["limits"] = {**(old or {}).get("limits", default), **change.get("limits", {})}
     _check_limits(document["limits"], exec_["kind"], limits)
-    document["annotations"] = _action_annotations(change, old, exec_["kind"])
+    document["annotations"] = action_annotations(change, old, exec_["kind"])
     return document
 
 
@@ -224,7 +224,7 @@ def _action_parameters(change: Document, old: Document | None, exec_: Document) 
     return list(change.get("parameters", before))
 
 
-def _action_annotations(change: Document, old: Document | None, kind: str) -> list[Document]:
+def action_annotations(change: Document, old: Document | None, kind: str) -> list[Document]:
     """An action's annotations are merged; `delAnnotations` takes away, and `exec` always says the kind."""
     before = values(old["annotations"]) if old is not None else {}
     for name in change.get("delAnnotations", ()):

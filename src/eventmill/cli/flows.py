@@ -15,7 +15,7 @@ from eventmill.errors import InvalidFlow, InvalidInput
 if TYPE_CHECKING:
     from eventmill.cli.client import Client
     from eventmill.cli.deployment import Change
-    from eventmill.config import Limits
+    from eventmill.cli.prechecks import Server
     from eventmill.sdk.pack import Flow
 
 FlowFile = Annotated[Path, typer.Argument(metavar="FLOW.py", help="The flow.")]
@@ -33,10 +33,10 @@ def read_flow(path: Path) -> Flow:
 
 
 def flow_entities(
-    flow: Flow, namespace: str, parameters: dict[str, Any] | None = None, limits: Limits | None = None
+    flow: Flow, namespace: str, parameters: dict[str, Any] | None = None, server: Server | None = None
 ) -> list[Any]:
     """The flow's documents, checked here, so that a mistake is known before anything is sent: patterns and schedules,
-    and with `limits` (a server's) everything else that a server would refuse.
+    and with a `server` everything else that it would refuse.
 
     Raises InvalidFlow, which names all that was found.
     """
@@ -48,9 +48,9 @@ def flow_entities(
     except FlowError as e:
         raise InvalidFlow(str(e)) from e
     problems = list(prechecks.in_patterns(flow, entities))
-    if limits is not None:
+    if server is not None:
         left = [entity for entity in entities if entity[0] != "triggers"] if problems else entities
-        problems += prechecks.in_documents(flow, left, namespace, limits)
+        problems += prechecks.in_documents(flow, left, namespace, server)
     if problems:
         raise InvalidFlow("\neventmill: ".join(problems))
     return entities
@@ -97,7 +97,7 @@ def deploy(
     flow = read_flow(flow_file)
     given = parameter_values(parameters, "--param")
     with Client(target(url, key, data_dir)) as client:
-        entities = flow_entities(flow, real_name(client, namespace), given, limits_of(client))
+        entities = flow_entities(flow, real_name(client, namespace), given, server_of(client))
         changes = plan(client, namespace, flow, entities)
         if not dry_run:
             with output.progress("deploying", len(changes)) as step:
@@ -111,12 +111,18 @@ def deploy(
         raise CommandFailed
 
 
-def limits_of(client: Client) -> Limits:
-    """What this server bounds. A server of another version may know more limits than we do."""
-    from eventmill.config import Limits
+def server_of(client: Client) -> Server:
+    """What this server bounds, and what its pools take. One of another version may know more settings than we do."""
+    from eventmill.cli.prechecks import Server
+    from eventmill.config import Limits, Pool
 
-    given = client.get("/eventmill/v1/check")["settings"]["limits"]
-    return Limits(**{name: value for name, value in given.items() if name in Limits.model_fields})
+    given = client.get("/eventmill/v1/check")["settings"]
+    limits = Limits(**{name: value for name, value in given["limits"].items() if name in Limits.model_fields})
+    pools = {
+        name: Pool(kind="htcondor", commands=row["commands"]) if row["kind"] == "htcondor" else Pool()
+        for name, row in given["pools"].items()
+    }
+    return Server(limits, pools)
 
 
 def refusals(flow: Flow, changes: list[Change]) -> Iterator[str]:
@@ -204,6 +210,7 @@ def rehearse(
     """
     from eventmill.cli import output
     from eventmill.cli.events import read_event
+    from eventmill.cli.prechecks import Server
     from eventmill.cli.rehearsal import Rehearsal
     from eventmill.config import load
 
@@ -211,7 +218,9 @@ def rehearse(
     flow = read_flow(flow_file)
     event = read_event(event_file)
     results = parameter_values(assumed, "--result")
-    entities = flow_entities(flow, "default", parameter_values(parameters, "--param"), settings.limits)
+    entities = flow_entities(
+        flow, "default", parameter_values(parameters, "--param"), Server(settings.limits, settings.pools)
+    )
     rehearsal = Rehearsal(flow, entities, results, settings.paths)
     steps = []
     for step in rehearsal.run(event):

@@ -6,16 +6,25 @@ Values in, messages out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from eventmill.cli.deployment import named
-from eventmill.config import Limits
+from eventmill.config import Limits, Pool
 from eventmill.errors import EventmillError, InvalidInput, InvalidPattern
 from eventmill.rules import parse
 from eventmill.sdk.pack import Entity, Flow
 from eventmill.sources import parse_schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What a server bounds, and its pools."""
+
+    limits: Limits
+    pools: Mapping[str, Pool]
 
 
 def where(flow: Flow, collection: str, name: str) -> str:
@@ -48,27 +57,30 @@ def in_patterns(flow: Flow, entities: Iterable[Entity]) -> Iterator[str]:
             yield f"{where(flow, collection, name)}: rule '{rule}': {reason}"
 
 
-def in_documents(flow: Flow, entities: Iterable[Entity], namespace: str, limits: Limits) -> Iterator[str]:
-    """Entities that a server with these limits would refuse whatever it has."""
+def in_documents(flow: Flow, entities: Iterable[Entity], namespace: str, server: Server) -> Iterator[str]:
+    """Entities that this server would refuse whatever it has."""
     from eventmill.api.errors import Refusal
 
     for collection, name, document in entities:
         try:
-            _check(collection, document, namespace, limits)
+            _check(collection, document, namespace, server)
         except (InvalidInput, Refusal) as e:
             yield f"{where(flow, collection, name)}: {collection.removesuffix('s')} '{name}': {_reason(e)}"
 
 
-def _check(collection: str, document: dict[str, Any], namespace: str, limits: Limits) -> None:
+def _check(collection: str, document: dict[str, Any], namespace: str, server: Server) -> None:
     from eventmill.api import documents, jobs
 
+    limits = server.limits
     match collection:
         case "packages":
             documents.package_change(document, limits, namespace)
         case "actions":
             change = documents.action_change(document, limits, namespace)
             if change["exec"]["kind"] == "job":
-                jobs.check(change["exec"]["code"], limits)
+                annotations = named(document["annotations"])
+                place = jobs.Place.of(annotations, server.pools, namespace)
+                jobs.check(change["exec"]["code"], annotations, place, limits)
             documents.action(change, None, limits)
         case "triggers":
             documents.trigger_change(document, limits, partial(parse_schedule, "schedule"))

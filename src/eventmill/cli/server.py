@@ -52,11 +52,12 @@ def run(
     and for every dead letter. State is kept in the data directory: the next run goes on where this one ended.
     """
     from eventmill.cli.flows import flow_entities, read_flow
+    from eventmill.cli.prechecks import Server
     from eventmill.cli.running import run_flow
 
     settings = settings_of(config, data_dir, port, None, log_format)
     flow = read_flow(flow_file)
-    run_flow(flow, flow_entities(flow, "default", limits=settings.limits), settings, json)
+    run_flow(flow, flow_entities(flow, "default", server=Server(settings.limits, settings.pools)), settings, json)
 
 
 def serve(

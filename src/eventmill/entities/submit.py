@@ -274,14 +274,14 @@ def _is_command(statement: Statement, key: str, allowed: Container[str], referre
     if key in allowed:
         return True
     if key in ALLOWED:
-        raise InvalidDescription(f"'{statement.key}' is not allowed on this server", statement.line)
+        raise InvalidDescription(f"'{statement.key}' is not allowed on this server", statement.line, key)
     if key in referred:
         return False
     near = difflib.get_close_matches(key, sorted(ALLOWED), n=1)
     raise InvalidDescription(
         f"'{statement.key}' is not a command that is taken" + (f" (did you mean '{near[0]}'?)" if near else "")
         + "; a macro of your own must be used somewhere",
-        statement.line,
+        statement.line, key,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import os
 from types import FunctionType
 
 from eventmill.sdk.errors import FlowError, caller, line_of
-from eventmill.sdk.units import megabytes, milliseconds
+from eventmill.sdk.units import megabytes, milliseconds, seconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -169,6 +169,7 @@ class PythonJob(Wrapped):
         cpus: Optional[int] = None,
         memory: Optional[str] = None,
         pool: Optional[str] = None,
+        on_hold: Union[str, Mapping[str, Any], None] = None,
         include: Iterable[str] = (),
         submit: Optional[Mapping[str, str]] = None,
         **common: Any,
@@ -176,12 +177,12 @@ class PythonJob(Wrapped):
         super().__init__(mill, function, **common)
         self.cpus = 1 if cpus is None else _count(cpus, "cpus", 1)
         self.memory_mb = megabytes("1GB" if memory is None else memory, "memory")
-        self.pool = pool
+        self.place = _place(pool, on_hold)
         self.include = checked_paths(include)
         self.submit = _submit_commands(submit)
 
     def annotations(self) -> Dict[str, Any]:
-        return {**super().annotations(), **({} if self.pool is None else {"pool": self.pool})}
+        return {**super().annotations(), **self.place}
 
 
 class SubmitJob(Coded):
@@ -196,6 +197,7 @@ class SubmitJob(Coded):
         *,
         name: Optional[str] = None,
         pool: Optional[str] = None,
+        on_hold: Union[str, Mapping[str, Any], None] = None,
         include: Iterable[str] = (),
         **common: Any,
     ) -> None:
@@ -203,11 +205,11 @@ class SubmitJob(Coded):
             raise FlowError(f"job({file!r}): name a submit description, a file that ends in .sub")
         super().__init__(mill, name or os.path.basename(file)[: -len(".sub")], **common)
         self.file = file
-        self.pool = pool
+        self.place = _place(pool, on_hold)
         self.include = checked_paths(include)
 
     def annotations(self) -> Dict[str, Any]:
-        return {**super().annotations(), **({} if self.pool is None else {"pool": self.pool})}
+        return {**super().annotations(), **self.place}
 
 
 class Composed(Action):
@@ -377,6 +379,19 @@ def checked_paths(include: object) -> Tuple[str, ...]:
     if not isinstance(include, (list, tuple)) or not all(isinstance(path, str) for path in include):
         raise FlowError(f"include={include!r}: a list of file names is needed")
     return tuple(include)
+
+
+def _place(pool: Optional[str], on_hold: Union[str, Mapping[str, Any], None]) -> Dict[str, Any]:
+    """A job's annotations: its batch system, and what happens when that puts it on hold."""
+    place: Dict[str, Any] = {} if pool is None else {"pool": pool}
+    if isinstance(on_hold, str) and on_hold in ("fail", "wait"):
+        place["on_hold"] = on_hold
+    elif isinstance(on_hold, dict) and on_hold.keys() == {"after", "times"}:
+        after, times = seconds(on_hold["after"], "on_hold: after"), _count(on_hold["times"], "on_hold: times", 1)
+        place["on_hold"] = {"after": after, "times": times}
+    elif on_hold is not None:
+        raise FlowError(f'on_hold={on_hold!r}: write "fail", "wait", or {{"after": "10m", "times": 3}}')
+    return place
 
 
 def _submit_commands(commands: object) -> Dict[str, str]:

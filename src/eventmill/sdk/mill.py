@@ -33,7 +33,7 @@ else:
 
 _COMMON = ("name", "timeout", "retries", "parameters", "on_error")
 _FUNCTION_OPTIONS = (*_COMMON, "memory", "logs", "instances", "init")
-_JOB_OPTIONS = (*_COMMON, "cpus", "memory", "pool", "include", "submit")
+_JOB_OPTIONS = (*_COMMON, "cpus", "memory", "pool", "on_hold", "include", "submit")
 
 
 class Schedule(JsonObject):
@@ -122,6 +122,7 @@ class Mill:
             name: Optional[str] = None,
             timeout: Union[float, str, None] = None,
             pool: Optional[str] = None,
+            on_hold: Union[str, Mapping[str, Any], None] = None,
             include: Iterable[str] = (),
             retries: Optional[int] = None,
             parameters: Optional[Mapping[str, Any]] = None,
@@ -137,6 +138,7 @@ class Mill:
             memory: Optional[str] = None,
             timeout: Union[float, str, None] = None,
             pool: Optional[str] = None,
+            on_hold: Union[str, Mapping[str, Any], None] = None,
             include: Iterable[str] = (),
             submit: Optional[Mapping[str, str]] = None,
             retries: Optional[int] = None,
@@ -149,8 +151,9 @@ class Mill:
 
         `cpus`, `memory` ("16GB"): what it requests. `submit`: further submit commands, such as
         {"request_gpus": "1"} (all three for Python jobs only: a description says it itself). `pool`: the batch
-        system, by the server's name for it. `include`: files that come along; a Python job finds them in its working
-        directory. The rest as for functions.
+        system, by the server's name for it. `on_hold`: what happens when HTCondor holds the job: "fail" (as if nothing
+        is said), "wait" for somebody to release it, or {"after": "10m", "times": 3}: it is released again. `include`:
+        files that come along; a Python job finds them in its working directory. The rest as for functions.
         """
         checked_options(options, _JOB_OPTIONS)
         if isinstance(what, str):

@@ -25,7 +25,7 @@ Document = Dict[str, Any]
 Entity = Tuple[str, str, Document]
 """(collection, name, document): what is PUT to `/namespaces/_/<collection>/<name>?overwrite=true`."""
 
-_OPTIONAL_ANNOTATIONS = ("description", "on_error", "partial", "pool", "retries", "timeout")
+_OPTIONAL_ANNOTATIONS = ("description", "on_error", "on_hold", "partial", "pool", "retries", "timeout")
 _RESERVED_MODULES = ("__main__", "main__", "exec__", "eventmill")
 """What a worker calls its own modules (`main__` and `exec__`: OpenWhisk's Python runtime)."""
 
