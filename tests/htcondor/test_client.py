@@ -72,10 +72,13 @@ def of(name: str) -> str:
     return f'regexp("^{name}-[0-9]+$", EventmillActivation)'
 
 
-async def until(what: Callable[[], Awaitable[bool]], timeout_s: float = 60) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not await what():  # noqa: ASYNC110 (an outside has no event for us)
-            await asyncio.sleep(0.1)
+async def ended(schedd: Condor, name: str, timeout_s: float = 60) -> None:
+    """Return when the jobs of `items(name, …)` have left the queue."""
+    end = time.monotonic() + timeout_s
+    wanted = ["ProcId", "JobStatus", "HoldReason", "LastRejMatchReason", "NumJobStarts"]
+    while left := await schedd.query(of(name), wanted):
+        assert time.monotonic() < end, left
+        await asyncio.sleep(0.1)
 
 
 # what a job goes through
@@ -105,11 +108,7 @@ def test_jobs_wait_held_and_run_with_what_is_theirs(condor: CondorPool, shared: 
         assert len(await schedd.query(of("life"), ["ProcId"], limit=1)) == 1
         await schedd.release(ids)
         await schedd.release(ids)
-
-        async def ended() -> bool:
-            return not await schedd.query(of("life"), ["ProcId"])
-
-        await until(ended)
+        await ended(schedd, "life")
         ads = {ad["ProcId"]: ad for ad in await schedd.history(ids, ["ProcId", "ExitCode", "NumJobStarts"])}
         assert [ads[n]["ExitCode"] for n in range(3)] == [0, 1, 2]
         assert [(shared / f"out{n}").read_text() for n in range(3)] == ["w0\n", "w1\n", "w2\n"]
@@ -135,6 +134,25 @@ def test_hold_and_remove_say_why(condor: CondorPool, tmp_path: Path, true_job: d
         assert await schedd.history(["99999.0"], ["RemoveReason"]) == []
         await schedd.release(["99999.0"])
         await schedd.release([])
+
+    asked(condor, tmp_path, work)
+
+
+def test_what_a_job_lacks_is_the_first_job_s(condor: CondorPool, tmp_path: Path, true_job: dict[str, str]) -> None:
+    """HTCondor's way, which whoever gathers jobs into a cluster has to know; attributes are a job's own."""
+
+    async def work(schedd: Condor) -> None:
+        base = {**true_job, "environment": '"$(words)"', "arguments": "$(args)", "My.Own": '"$(words)"'}
+        jobs = [{"words": "A=1 B=1", "args": '"first"'}, {"words": "A=2", "args": '""'}, {"words": "A=3", "args": ""}]
+        ids = await schedd.submit(base, [{"activation": f"lacks-{n}", **job} for n, job in enumerate(jobs)])
+        ads = sorted(
+            await schedd.query(of("lacks"), ["ProcId", "Environment", "Arguments", "Own"]),
+            key=lambda ad: int(ad["ProcId"]),
+        )
+        assert [ad["Environment"] for ad in ads] == ["A=1 B=1", "A=2 B=1", "A=3 B=1"]
+        assert [ad["Arguments"] for ad in ads] == ["first", "", "first"]
+        assert [ad["Own"] for ad in ads] == ["A=1 B=1", "A=2", "A=3"]
+        await schedd.remove(ids, "done")
 
     asked(condor, tmp_path, work)
 
@@ -481,11 +499,7 @@ def test_hostile_values_reach_the_job_as_they_are(condor: CondorPool, shared: Pa
         ads = {ad["ProcId"]: ad["Data"] for ad in await schedd.query(of("hostile"), ["ProcId", "Data"])}
         assert [ads[n] for n in range(len(HOSTILE))] == [f"x{text}x" for text in HOSTILE]
         await schedd.release(ids)
-
-        async def ended() -> bool:
-            return not await schedd.query(of("hostile"), ["ProcId"])
-
-        await until(ended)
+        await ended(schedd, "hostile")
         said = [json.loads((shared / f"{n}.json").read_text()) for n in range(len(HOSTILE))]
         assert said == [[[text], text] for text in HOSTILE]
 
