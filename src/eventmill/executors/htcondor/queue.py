@@ -46,6 +46,7 @@ from eventmill.executors.delivery import Delivery
 from eventmill.executors.htcondor import description, endings
 from eventmill.executors.htcondor.client import Condor
 from eventmill.executors.htcondor.eventlog import EventLog
+from eventmill.executors.htcondor.history import FinalAd, HistoryDir
 from eventmill.executors.htcondor.records import JobEvent, Kind
 from eventmill.executors.htcondor.rooms import Job, Rooms
 from eventmill.points import reached
@@ -159,6 +160,9 @@ class CondorQueue(Executor):
         """cluster.proc → reason."""
         self._unseen: set[str] = set()
         """Jobs that have to be looked for."""
+        self._final_ads = None if pool.history_dir is None else HistoryDir(pool.history_dir)
+        self._final: dict[str, FinalAd] = {}
+        """Of our jobs that have left the queue, by cluster.proc: kept until their ends are recorded."""
         self._suspect = True
         """There may be jobs of ours in the queue that are in no record."""
         self._strays: dict[str, str] = {}
@@ -179,6 +183,8 @@ class CondorQueue(Executor):
         # from here on: what happened before stands in queue and history, where recorded jobs are looked for
         events = EventLog(self.event_log, at_end=True)
         self._go(self._follow(events))
+        if self._final_ads is not None:
+            self._go(self._follow_history(self._final_ads))
         for loop in (self._submitter(), self._releaser(), self._remover(), self._looker()):
             self._go(loop)
         with suppress(Unavailable):  # it is said in `condition`; jobs wait
@@ -246,6 +252,8 @@ class CondorQueue(Executor):
             self._attempts.pop((tracked.job.activation, tracked.job.attempt), None)
         if gone:
             self._go(self._in_thread(self._rooms.clear, [t.job for t in gone]))
+        if self._final_ads is not None and (ads := [ad for t in gone if (ad := self._final.pop(t.id, None))]):
+            self._go(self._final_ads.delete(ads))
 
     async def held(self) -> dict[str, str]:
         """Orphans: held jobs of ours in the queue that this server does not know. It is asked for them after a start,
@@ -521,6 +529,27 @@ class CondorQueue(Executor):
                 _log.error("pool %s: %s", self._name, e)
                 await asyncio.sleep(AGAIN_S)
 
+    async def _follow_history(self, outbox: HistoryDir) -> None:
+        """Final ads of jobs that have left the queue. Each of ours stays there until its end is recorded."""
+        while True:
+            try:
+                async for ads in outbox:
+                    ours = {ad.file: ad for ad in ads if ad.attributes.get(description.SERVER) == self._server}
+                    for ad in ours.values():
+                        id = f"{ad.cluster}.{ad.proc}"
+                        self._final[id] = ad
+                        if (tracked := self._jobs.get(id)) is not None:
+                            self._left(tracked, ad)
+                    await outbox.delete(ad for ad in ads if ad.file not in ours)
+            except Unavailable as e:
+                _log.error("pool %s: %s", self._name, e)
+                await asyncio.sleep(AGAIN_S)
+
+    def _left(self, tracked: _Tracked, ad: FinalAd) -> None:
+        facts = ad.attributes
+        tracked.started_ms = tracked.started_ms or endings.started_ms(facts)
+        self._ended(tracked, endings.ended_ms(facts), facts, endings.of_ad(facts))
+
     def _happened(self, tracked: _Tracked, event: JobEvent) -> None:
         match event.kind:
             case Kind.EXECUTING:
@@ -661,6 +690,8 @@ class CondorQueue(Executor):
     def _track(self, tracked: _Tracked) -> None:
         self._jobs[tracked.id] = tracked
         self._attempts[tracked.job.activation, tracked.job.attempt] = tracked
+        if (ad := self._final.get(tracked.id)) is not None:
+            self._left(tracked, ad)
 
     def _handle(self, id: str) -> str:
         return f"{self._name}:{self._pool.schedd or LOCAL_SCHEDD}#{id}"
