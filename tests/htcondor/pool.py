@@ -1,7 +1,9 @@
 """A personal HTCondor pool on loopback, as processes that tests start, stop and kill.
 
 As root it runs in a user namespace in which root is the account `daemon`, since HTCondor refuses root's jobs; so its
-jobs' Owner is `daemon`, and its files are root's outside. It can't outlive this process, even if this one is killed.
+jobs' Owner is `daemon`, and its files are root's outside. With `accounts` it is a pool as sites have it instead: its
+daemons are root's, and every job runs as its owner's account. It can't outlive this process, even if this one is
+killed.
 """
 
 from __future__ import annotations
@@ -121,9 +123,18 @@ class CondorPool:
     """One pool. `start` it as often as you like; as a context manager it is started and closed.
 
     `extra`: lines of configuration, after ours. `suite`: the Debian whose HTCondor it is (trixie: 23.9, sid: 25.14).
+    `accounts`: jobs run as their owners' accounts (as root only).
     """
 
-    def __init__(self, directory: Path | None = None, *, suite: str = "trixie", extra: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        directory: Path | None = None,
+        *,
+        suite: str = "trixie",
+        extra: Sequence[str] = (),
+        accounts: bool = False,
+    ) -> None:
+        self._accounts = accounts
         self._temporary = tempfile.TemporaryDirectory(prefix="eventmill-condor-") if directory is None else None
         self.directory = Path(self._temporary.name if self._temporary else os.path.abspath(directory or "")).resolve()
         self.suite = suite
@@ -133,6 +144,13 @@ class CondorPool:
             (self.directory / name).mkdir(parents=True, exist_ok=True)
         for name in ("tokens.d", "passwords.d"):
             (self.directory / name).chmod(0o700)
+        if accounts:
+            account = pwd.getpwnam("daemon")
+            extra = [f"CONDOR_IDS = {account.pw_uid}.{account.pw_gid}", *extra]
+            self.directory.chmod(0o755)
+            for name in DIRECTORIES[:6]:
+                os.chown(self.directory / name, account.pw_uid, account.pw_gid)
+                (self.directory / name).chmod(0o755)
         interval = 2 if suite == "trixie" else 1  # a newer schedd does not wake up by itself for new jobs
         text = CONFIG.format(
             usr=self.usr, directory=self.directory, cpus=CPUS, schedd_interval=interval, attributes=ATTRIBUTES
@@ -272,7 +290,7 @@ class CondorPool:
         return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
 
     def _as_daemon(self) -> list[str]:
-        if os.getuid() != 0:
+        if os.getuid() != 0 or self._accounts:
             return []
         account = pwd.getpwnam("daemon")
         return ["unshare", "--user", f"--map-user={account.pw_uid}", f"--map-group={account.pw_gid}"]

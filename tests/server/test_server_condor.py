@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import time
@@ -128,3 +129,34 @@ def test_a_log_that_is_not_there_ends_nothing(condor: CondorPool, tmp_path: Path
         m.start()
         assert m.post("note", [1])
         assert m.stop() == 0
+
+
+def test_a_namespace_may_have_a_name_of_its_own_in_the_pool(condor: CondorPool, tmp_path: Path) -> None:
+    """Where the daemons are one account's, jobs have their owner's name and that account's rights."""
+    tokens = f'[pools.site.tokens]\ndefault = "{condor.token("alice")}"\n'
+    with mill(tmp_path, config(condor) + tokens) as m:
+        m.start()
+        deploy(m, tmp_path)
+        emit(m, 1)
+        m.until(lambda: "registered 2 0" in lines(m), 60, "the chain")
+        [server] = m.data.glob("jobs/site/server")
+        [ad] = condor.history(f'EventmillServer == "{server.read_text()}"')
+        assert ad["Owner"] == "alice"
+        assert {path.stat().st_uid for path in (m.data / "jobs/site").rglob("*")} == {os.getuid()}
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="jobs run as other accounts where the daemons are root's")
+def test_jobs_of_another_account_have_no_room(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    """Rooms are the server's account's alone. Where HTCondor acts as the job's owner, it says so, and nothing runs."""
+    with (
+        CondorPool(suite=pytestconfig.getoption("condor"), accounts=True) as pool,
+        mill(tmp_path, config(pool) + f'[pools.site.tokens]\ndefault = "{pool.token("nobody")}"\n') as m,
+    ):
+        m.start()
+        deploy(m, tmp_path)
+        emit(m, 1)
+        m.until(lambda: m.query("SELECT 1 FROM activations WHERE state=6"), 60, "the job to be held")
+        [letter] = m.client.get("/eventmill/v1/dead-letters").json()
+        assert "the job was put on hold: Cannot access initial working directory " in letter["reason"]
+        ads = pool.queue() + pool.history()
+        assert {(ad["Owner"], ad["NumJobStarts"]) for ad in ads} == {("nobody", 0)}
