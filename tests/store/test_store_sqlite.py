@@ -106,6 +106,23 @@ def test_a_partition_has_one_owner_by_epoch(tmp_path: Path) -> None:
     with_store(tmp_path, body)
 
 
+def test_a_position_never_goes_back_within_a_term(tmp_path: Path) -> None:
+    async def body(store: SqliteStore) -> None:
+        first, _ = await store.transact(lambda tx: tx.claim_partition("t", 0, start=5))
+        for _ in range(2):
+            await store.transact(lambda tx: tx.advance(first, 9))
+        with pytest.raises(AssertionError, match=r"t/0: records up to 8 come again in one term, though it is at 9"):
+            await store.transact(lambda tx: tx.advance(first, 8))
+        await store.transact(lambda tx: tx.move("t", 0, 3, "other"))
+        with pytest.raises(LostPartition):
+            await store.transact(lambda tx: tx.advance(first, 10))
+        second, position = await store.transact(lambda tx: tx.claim_partition("t", 0, start=5))
+        assert position == 3
+        await store.transact(lambda tx: tx.advance(second, 4))
+
+    with_store(tmp_path, body)
+
+
 def test_a_queue_is_first_come_first_served_with_retries_at_their_time(tmp_path: Path) -> None:
     async def body(store: SqliteStore) -> None:
         waiting = [activation(i, state=State.PENDING) for i in range(3)]

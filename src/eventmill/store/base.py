@@ -154,12 +154,18 @@ class Tx:
         self.activations.only({partition.id for partition in partitions})
 
     def advance(self, partition: Partition, position: int) -> None:
-        """The log has been dealt with up to here. Raises LostPartition like `hold`."""
+        """The log has been dealt with up to here, which is never behind where it was: only `move` does that, and it
+        ends the term. Raises LostPartition like `hold`."""
         result = self._driver.execute(
-            "UPDATE partitions SET position=? WHERE id=? AND epoch=?", (position, partition.id, partition.epoch)
+            "UPDATE partitions SET position=? WHERE id=? AND epoch=? AND position<=?",
+            (position, partition.id, partition.epoch, position),
         )
         if result.rowcount != 1:
-            raise LostPartition(partition)
+            self.hold([partition])
+            raise AssertionError(
+                f"{partition.topic}/{partition.number}: records up to {position} come again in one term, though it is"
+                f" at {self.position(partition)}"
+            )
 
     # state of sources
 
