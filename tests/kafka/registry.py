@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -24,6 +25,10 @@ class Registry:
         self.asked: list[str] = []
         self.answer: tuple[int, bytes] | None = None
         """Given to every question, if it is set: a status and a body."""
+        self.answers: dict[int, tuple[int, bytes]] = {}
+        """Given to questions about a schema with this number."""
+        self.delay_s = 0.0
+        """For every answer."""
         self.user_info: str | None = None
         """`user:password`, if somebody has to say it."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -57,11 +62,16 @@ class Registry:
 
     def reply(self, path: str, authorization: str | None) -> tuple[int, bytes]:
         self.asked.append(path)
+        time.sleep(self.delay_s)
         if self.answer is not None:
             return self.answer
         if self.user_info is not None and authorization != _basic(self.user_info):
             return 401, json.dumps({"error_code": 401, "message": "Unauthorized"}).encode()
         match path.partition("?")[0].strip("/").split("/"):
+            case ["schemas", "types"]:
+                return 200, b'["JSON", "PROTOBUF", "AVRO"]'
+            case ["schemas", "ids", number] if int(number) in self.answers:
+                return self.answers[int(number)]
             case ["schemas", "ids", number]:
                 return self._found(self.schemas.get(int(number)), 40403, "Schema not found")
             case ["subjects", subject, "versions", version]:

@@ -10,18 +10,23 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, Message
 
 from eventmill import Event
+from eventmill.backbone import Partition
 from eventmill.backbone.kafka import consumer as consumer_module
 from eventmill.backbone.kafka import places
 from eventmill.backbone.kafka.consumer import Reader
+from eventmill.backbone.kafka.subscription import Subscription
 from eventmill.errors import EventmillError, InvalidConfig, Unavailable
-from eventmill.store import SqliteStore
+from eventmill.events import PathTable
+from eventmill.store import Place, SqliteStore
 from tests.kafka.broker import Broker
 from tests.kafka.reading import Reading, numbered, reading, settings
 
@@ -186,16 +191,17 @@ def test_partitions_that_come_while_the_engine_is_held_up_wait_too(broker: Broke
     run(body)
 
 
-def test_a_registry_without_an_answer_holds_up_reading_but_not_the_group(
+def test_a_registry_without_an_answer_holds_up_what_needs_it_and_neither_others_nor_the_group(
     broker: Broker, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def body() -> None:
         monkeypatch.setattr(consumer_module, "_AGAIN_S", 0.3)
+        other = broker.create_topic()
         broker.create_topic(name, 2)
-        row = {"name": name, "start": "earliest"}
-        given = settings(broker, row, group=name, properties={"max.poll.interval.ms": 2500})
+        rows = [{"name": name, "start": "earliest"}, {"name": other, "start": "earliest"}]
+        given = settings(broker, *rows, group=name, properties={"max.poll.interval.ms": 2500})
         async with reading(tmp_path, given) as r:
-            await r.until_assigned(3)
+            await r.until_assigned(4)
             records = r.backbone._subscription[name].records
             answers, values = [False], records.values
 
@@ -205,15 +211,132 @@ def test_a_registry_without_an_answer_holds_up_reading_but_not_the_group(
                 return values(messages)
 
             monkeypatch.setattr(records, "values", asked)
-            broker.produce(name, numbered(*range(10)))
+            broker.produce(name, numbered(*range(10)), partition=1)
+            broker.produce(other, numbered(100))
+            await r.until_read(numbered(100))
             await asyncio.sleep(3.5)
-            broker.produce(name, numbered(*range(10, 20)))
+            expected = f"1 of 4 partitions are not read: {name}/1: the schema registry does not answer"
+            assert r.backbone.condition() == (False, expected)
+            broker.produce(name, numbered(*range(10, 20)), partition=1)
             answers[0] = True
-            await r.until_read(numbered(*range(20)))
-            assert len(r.terms) == 3
+            await r.until_read(numbered(*range(20), 100))
+            assert r.backbone.condition()[0]
+            assert len(r.terms) == 4
         assert caplog.messages.count("the schema registry does not answer") == 1
 
     run(body)
+
+
+def test_a_topic_about_which_kafka_has_no_answer_holds_up_no_other(
+    broker: Broker, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        monkeypatch.setattr(consumer_module, "_AGAIN_S", 0.3)
+        others = [broker.create_topic(f"{place}-{name}") for place in ("a", "z")]
+        broker.create_topic(name, 2)
+        find, answers = places.find, [False]
+
+        def found(admin: Any, topic: str, *rest: Any) -> Any:
+            if topic == name and not answers[0]:
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+            return find(admin, topic, *rest)
+
+        monkeypatch.setattr(places, "find", found)
+        rows = [{"name": topic, "start": "earliest"} for topic in (name, *others)]
+        async with reading(tmp_path, settings(broker, *rows, group=name)) as r:
+            for n, topic in enumerate((name, *others)):
+                broker.produce(topic, numbered(n))
+            await r.until_read(numbered(1, 2))
+            await r.until(lambda: len(r.terms) == 3, "our own topic")
+            ok, text = r.backbone.condition()
+            assert not ok
+            assert text.startswith(f"2 of 5 partitions are not read: {name}/0: the broker does not answer in time")
+            answers[0] = True
+            await r.until_read(numbered(0, 1, 2))
+            assert r.backbone.condition()[0]
+
+    run(body)
+
+
+# what is in hand
+
+
+def test_batches_have_no_more_bytes_than_they_may(broker: Broker, name: str, tmp_path: Path) -> None:
+    async def body() -> None:
+        broker.create_topic(name)
+        broker.produce(name, [*numbered(*range(30), pad=20_000), *numbered(30, pad=200_000), *numbered(31)])
+        row = {"name": name, "start": "earliest"}
+        async with reading(tmp_path, settings(broker, row, group=name, limits={"batch_bytes": 100_000})) as r:
+            await r.until(lambda: sum(len(batch.values) for batch in r.batches) == 32, "all")
+            assert max(sum(map(len, batch.values)) for batch in r.batches if len(batch.values) > 1) <= 100_000
+            assert len(r.batches) < 32
+
+    run(body)
+
+
+def test_a_clean_stop_commits_what_was_dealt_with(broker: Broker, name: str, tmp_path: Path) -> None:
+    async def body() -> None:
+        broker.create_topic(name)
+        async with reading(tmp_path, settings(broker, {"name": name, "start": "earliest"}, group=name)) as r:
+            for n in range(5):
+                broker.produce(name, numbered(n))
+                await r.until_read(numbered(*range(n + 1)))
+            last = r.batches[-1]
+            assert r.backbone._reader is not None
+            r.backbone._reader.dealt(replace(last, partition=replace(last.partition, epoch=0), position=99))
+        admin = broker.admin()
+        asked: Any = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(name)])
+        committed = {p.topic: p.offset for p in asked[name].result(30).topic_partitions}
+        assert committed[name] == 5
+
+    run(body)
+
+
+def test_a_record_of_a_term_that_ended_meanwhile_is_dropped(name: str, tmp_path: Path) -> None:
+    """Partitions come and go while the library is asked for records, also between two of them."""
+
+    reader: Any = None
+
+    class Library:
+        def poll(self, _: float) -> Message:
+            return _message(7)
+
+        def consume(self, *_: Any) -> list[Message]:
+            if self.again:
+                reader._partitions[name, 0] = Partition(1, name, 0, 2)
+            return [_message(8)]
+
+        again = False
+
+    def _message(offset: int) -> Message:
+        return Message(topic=name, partition=0, offset=offset, value=b"{}")
+
+    async def body() -> None:
+        nonlocal reader
+        store = SqliteStore.open(tmp_path / "store.db")
+        given = settings("127.0.0.1:1", {"name": name}, group=name)
+        reader = Reader(
+            given.backbone, {}, Subscription(given, PathTable()), store, 1, batch_max=10, batch_bytes=1 << 20
+        )  # fmt: skip
+        reader._partitions[name, 0] = Partition(1, name, 0, 1)
+        library: Any = Library()
+        assert [message.offset() for message in reader._poll(library, 0)] == [7, 8]
+        library.again = True
+        assert [message.offset() for message in reader._poll(library, 0)] == [8]
+        store.close()
+
+    run(body)
+
+
+def test_a_position_that_is_in_the_log_stays_whatever_was_said_about_it(broker: Broker, name: str) -> None:
+    broker.create_topic(name)
+    broker.produce(name, numbered(*range(10)))
+    broker.delete_records(name, 0, 4)
+    admin = broker.admin()
+    id = places.describe(admin, name).id
+    for position, moved in ((2, 3), (3, None), (9, None), (10, 3)):
+        found = places.find(admin, name, {0: Place(position, id, 1)}, [0], [0], "earliest")
+        assert found.moved == ({} if moved is None else {0: moved}), position
 
 
 # failures of our own

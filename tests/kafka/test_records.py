@@ -16,6 +16,8 @@ import orjson
 import pytest
 from confluent_kafka import Message
 
+from eventmill.backbone.kafka import records as records_module
+from eventmill.backbone.kafka import schemas
 from eventmill.backbone.kafka.records import Records
 from eventmill.config import Registry as Settings
 from eventmill.config import Topic
@@ -182,11 +184,69 @@ def test_what_is_refused_keeps_its_value_and_stops_nobody(registry: Registry) ->
         assert len(reason) < 300
 
 
-def test_an_unknown_schema_may_become_known(registry: Registry) -> None:
+def test_an_unknown_schema_is_asked_for_once_a_minute_and_may_become_known(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with records(url=registry.url) as made:
-        assert made.values([message(framed(1, b"{}"))])[1]
+        assert len(made.values([message(framed(1, b"{}"), n) for n in range(50)])[1]) == 50
+        assert registry.asked == ["/schemas/ids/1"]
+        monkeypatch.setattr(schemas, "REFUSED_S", 0.0)
+        assert made.values([message(framed(2, b"{}"))])[1]
         registry.add({}, "JSON")
-        assert made.values([message(framed(1, b"{}"))]) == ([b"{}"], {})
+        registry.add({}, "JSON")
+        assert made.values([message(framed(2, b"{}"))]) == ([b"{}"], {})
+
+
+def test_numbers_that_no_schema_has_are_not_asked_for(registry: Registry) -> None:
+    with records(url=registry.url) as made:
+        _, refused = made.values([message(framed(2**31, b"{}"), 0), message(framed(2**32 - 1, b"{}"), 1)])
+    assert refused.keys() == {0, 1}
+    assert "no schema has such a number" in refused[0]
+    assert registry.asked == []
+
+
+@pytest.mark.parametrize("answer", [(400, b"{}"), (403, b"{}"), (404, b"no page"), (422, b'{"error_code": 42201}')])
+def test_an_answer_about_one_schema_alone_is_one(answer: tuple[int, bytes], registry: Registry) -> None:
+    bad, good = registry.add({}, "JSON"), registry.add({}, "JSON")
+    registry.answers[bad] = answer
+    with records(url=registry.url) as made:
+        values, refused = made.values([message(framed(bad, b"1"), 0), message(framed(good, b"{}"), 1)])
+    assert values[1] == b"{}"
+    assert list(refused) == [0]
+    assert "; it is well otherwise" in refused[0]
+
+
+@pytest.mark.parametrize("answer", [(500, b"{}"), (200, b"<html>")])
+def test_an_error_about_one_schema_alone_is_an_answer_when_it_lasts(
+    answer: tuple[int, bytes], registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = registry.add({}, "JSON"), registry.add({}, "JSON")
+    registry.answers[bad] = answer
+    batch = [message(framed(good, b"{}"), 0), message(framed(bad, b"1"), 1), message(framed(good, b"[]"), 2)]
+    with records(url=registry.url) as made:
+        assert made.values(batch) == ([b"{}"], {}), "what is before it does not wait"
+        with pytest.raises(Unavailable):
+            made.values(batch[1:])
+        monkeypatch.setattr(schemas, "LASTING_S", 0.0)
+        values, refused = made.values(batch[1:])
+    assert values[1] == b"[]"
+    assert list(refused) == [1]
+
+
+def test_who_waits_for_a_slow_registry_has_his_turn_again_soon(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records_module, "WORK_S", 0.05)
+    registry.delay_s = 0.03
+    batch = [message(framed(n + 1, b"{}"), n) for n in range(10)]
+    steps = 0
+    with records(url=registry.url) as made:
+        while batch:
+            values, refused = made.values(batch)
+            assert 1 <= len(values) == len(refused) < 10
+            batch, steps = batch[len(values) :], steps + 1
+    assert steps >= 3
+    assert len(registry.asked) == 10
 
 
 HAZARDS: list[tuple[Any, str]] = [

@@ -42,7 +42,7 @@ class KafkaBackbone(Backbone):
         self._store = store
         self._log = log
         self._room = room
-        self._batch_max = settings.limits.batch_events
+        self._limits = settings.limits
         self._clients = client.properties(settings.backbone)
         self._subscription = Subscription(settings, paths)
         self._relay = Relay(self._clients, self._settings.topic, log, store, event_bytes=settings.limits.event_bytes)
@@ -57,7 +57,8 @@ class KafkaBackbone(Backbone):
         await self._log.start()
         store_id = await self._store.transact(lambda tx: tx.id(), durable=True)
         self._reader = Reader(
-            self._settings, self._clients, self._subscription, self._store, store_id, batch_max=self._batch_max
+            self._settings, self._clients, self._subscription, self._store, store_id,
+            batch_max=self._limits.batch_events, batch_bytes=self._limits.batch_bytes,
         )  # fmt: skip
         self._beside = [asyncio.create_task(work) for work in (self._relay.run(), self._audit())]
         for task in self._beside:
@@ -104,7 +105,7 @@ class KafkaBackbone(Backbone):
         return None if reading is None else reading.decoder
 
     def condition(self) -> tuple[bool, str]:
-        trouble = "not started" if self._reader is None else self._reader.trouble
+        trouble = "not started" if self._reader is None else self._reader.trouble or self._reader.unread
         return not trouble, trouble or f"Kafka at {self._settings.brokers}"
 
     async def numbers(self) -> Numbers:

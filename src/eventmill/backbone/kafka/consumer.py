@@ -18,7 +18,7 @@ import logging
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from confluent_kafka.admin import AdminClient
 
 from eventmill.backbone.base import Assigned, Batch, Partition
+from eventmill.backbone.complaints import Complaints
 from eventmill.backbone.kafka import places
 from eventmill.backbone.kafka.client import Properties, explain
 from eventmill.backbone.kafka.subscription import Subscription
@@ -47,9 +48,13 @@ _KEEP_S = 0.1
 """A paused consumer polls so often: the group's callbacks wait for it."""
 _AT_ONCE = 8000
 """Records in one hand-over: in fewer, this thread and the engine's would mostly wait for the interpreter's lock."""
+_QUEUE_KB = 16 << 10
+"""Records that librdkafka fetches ahead, of all partitions together. A hand-over is at most as large, and three may be
+about: one in this thread, one handed over, one with the engine."""
 _COMMIT_S = 1.0
 _AGAIN_S = 2.0
-_COMPLAIN_S = 300.0
+_ANSWERS_S = 15.0
+"""The longest that Kafka is asked about topics at one go: the group waits meanwhile."""
 _STATISTICS_MS = 5_000
 _NOT_YET = "Kafka has not answered yet"
 _NO_TOPIC = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION)
@@ -73,12 +78,15 @@ class Reader:
         store_id: int,
         *,
         batch_max: int,
+        batch_bytes: int,
     ) -> None:
         self._subscription = subscription
         self._store = store
         self._store_id = str(store_id)
         self._batch_max = batch_max
+        self._batch_bytes = batch_bytes
         self._properties: dict[str, Any] = {
+            "queued.max.messages.kbytes": _QUEUE_KB,
             "fetch.queue.backoff.ms": 10,  # a full local queue is looked at again so soon: the default costs throughput
             "topic.metadata.refresh.interval.ms": 10_000,  # how soon new topics and partitions are seen
             "statistics.interval.ms": _STATISTICS_MS,
@@ -110,6 +118,10 @@ class Reader:
         """What we have taken of it, and read."""
         self._doubtful: set[Key] = set()
         """Our positions in these are not in the log."""
+        self._aside: dict[Key, tuple[int, float]] = {}
+        """Partitions of ours that are not read for now: from which offset they go on, and when."""
+        self._unread: dict[Key, str] = {}
+        """Why partitions that the group has given us are not read."""
         self._taken_at = 0.0
         self._handed: deque[Handed | BaseException] = deque()
         self._arrived = asyncio.Event()
@@ -125,7 +137,7 @@ class Reader:
         self._asked: deque[Callable[[Consumer], None]] = deque()
         self._dealt: dict[Key, int] = {}
         self._committed_at = 0.0
-        self._complaints: dict[str, float] = {}
+        self._complaints = Complaints(_log)
         self.trouble = _NOT_YET
         """What is the matter with Kafka; empty if it is well."""
         self.lag: Mapping[str, int] = {}
@@ -159,12 +171,24 @@ class Reader:
             yield item
 
     def dealt(self, batch: Batch) -> None:
-        """This batch's records have been dealt with: the group may know."""
-        self._dealt[batch.partition.topic, batch.partition.number] = batch.position + 1
+        """This batch's records have been dealt with: the group may know. Of one whose term has ended nobody knows."""
+        key = batch.partition.topic, batch.partition.number
+        if self._partitions.get(key) is batch.partition:
+            self._dealt[key] = batch.position + 1
 
     def numbers(self, topic: str) -> list[int]:
         """The partitions of this topic that are read here."""
         return [number for of, number in list(self._partitions) if of == topic]
+
+    @property
+    def unread(self) -> str:
+        """How many of the partitions that the group has given us are not read, and why; empty if all are."""
+        granted, reasons = list(self._granted), dict(self._unread)
+        unread = sorted(key for key in granted if key in reasons or key not in self._partitions)
+        if not unread:
+            return ""
+        why = next((f": {topic}/{n}: {reasons[topic, n]}" for topic, n in unread if (topic, n) in reasons), "")
+        return f"{len(unread)} of {len(granted)} partitions are not read{why}"
 
     def begin_again(self, topic: str) -> None:
         """The topic was made again: take its partitions anew, from where they begin by now."""
@@ -191,6 +215,7 @@ class Reader:
             try:
                 while not self._stopping:
                     self._step(consumer)
+                self._commit(consumer, at_once=True)  # closing waits for it
             finally:
                 consumer.close()
         except KafkaException as e:
@@ -203,6 +228,7 @@ class Reader:
             self._asked.popleft()(consumer)
         if len(self._partitions) < len(self._granted) and time.monotonic() >= self._taken_at + _AGAIN_S:
             self._take_up(consumer)
+        self._go_on(consumer)
         messages = self._kept or self._poll(consumer, _POLL_S)
         self._kept = []
         if messages and (batches := self._batches(consumer, messages)):
@@ -211,9 +237,15 @@ class Reader:
         self._commit(consumer)
 
     def _poll(self, consumer: Consumer, timeout_s: float) -> list[Message]:
-        """Wait for a record, and take what else is there: this has both the latency and the batches."""
+        """Wait for a record, and take what else is there: this has both the latency and the batches. All of it was read
+        in the terms that its partitions have when this returns."""
         first = consumer.poll(timeout_s)
-        return [] if first is None else [first, *consumer.consume(_AT_ONCE - 1, 0)]
+        if first is None:
+            return []
+        key = _key(first)
+        term = self._partitions.get(key)
+        more = consumer.consume(_AT_ONCE - 1, 0)  # in which partitions may go, and come again; of these it drops itself
+        return more if self._partitions.get(key) is not term else [first, *more]
 
     def _until_room(self, consumer: Consumer) -> None:
         """Wait until what was handed on before has been taken; keep polling if that takes long."""
@@ -226,9 +258,11 @@ class Reader:
         self._paused = True
         consumer.pause(consumer.assignment())
         try:
-            while not is_over():
+            while True:
                 came = self._poll(consumer, 0)  # in which partitions may go, with what is kept of them
                 self._kept += came
+                if is_over():
+                    break
         finally:
             self._paused = False
             consumer.resume(consumer.assignment())
@@ -246,34 +280,58 @@ class Reader:
         found = [(partition, group) for key, group in groups.items() if (partition := self._partitions.get(key))]
         for message in errors:
             self._on_message_error(consumer, message)
-        most = self._batch_max
-        parts = ((of, group[i : i + most]) for of, group in found for i in range(0, len(group), most))
-        return [batch for of, part in parts if (batch := self._batch(consumer, of, part)) is not None]
+        return [batch for of, group in found for batch in self._read(consumer, of, group)]
 
-    def _batch(self, consumer: Consumer, partition: Partition, messages: list[Message]) -> Batch | None:
-        """None if the thread is to end."""
-        reading = self._subscription[partition.topic]
-        while True:
+    def _read(self, consumer: Consumer, partition: Partition, messages: Sequence[Message]) -> Iterator[Batch]:
+        """The records of one partition as batches. Where the schema registry has no answer, it alone waits."""
+        key, reading = (partition.topic, partition.number), self._subscription[partition.topic]
+        done = 0
+        while done < len(messages) and not self._stopping:
+            part = messages[done : self._end(messages, done)]
             try:
-                values, refused = reading.records.values(messages)
-                break
+                values, refused = reading.records.values(part)
             except Unavailable as e:
-                self._complain("registry", str(e))
-            if self._stopping:
-                return None
-            self._hold(consumer, partial(self._is_time, time.monotonic() + _AGAIN_S))
-        self._complaints.pop("registry", None)
-        offsets = [message.offset() for message in messages]
-        return Batch(partition, values, offsets, offsets[-1], reading.decoder, refused)  # type: ignore[arg-type]
+                self._complaints.say("registry", str(e))
+                if self._partitions.get(key) is partition:
+                    self._put_aside(consumer, key, messages[done].offset() or 0, str(e))
+                return
+            offsets: list[int] = [message.offset() for message in part[: len(values)]]  # type: ignore[misc]
+            yield Batch(partition, values, offsets, offsets[-1], reading.decoder, refused)
+            done += len(values)
+            if self._unread.pop(key, None):
+                self._complaints.over("registry")
+            if len(values) < len(part):  # it takes long
+                self._hold(consumer, lambda: True)
 
-    def _is_time(self, then: float) -> bool:
-        time.sleep(_KEEP_S)
-        return self._stopping or time.monotonic() >= then
+    def _end(self, messages: Sequence[Message], start: int) -> int:
+        """Up to where messages make one batch: one at least."""
+        end = min(start + self._batch_max, len(messages))
+        size = 0
+        for index in range(start, end):
+            size += len(messages[index])
+            if size > self._batch_bytes and index > start:
+                return index
+        return end
 
-    def _commit(self, consumer: Consumer) -> None:
+    def _put_aside(self, consumer: Consumer, key: Key, offset: int, why: str) -> None:
+        """Read a partition that stays ours no more for now, and then from this offset on."""
+        self._unread[key] = why
+        self._aside[key] = offset, time.monotonic() + _AGAIN_S
+        self._kept = [message for message in self._kept if _key(message) != key]
+        consumer.incremental_unassign([TopicPartition(*key)])
+
+    def _go_on(self, consumer: Consumer) -> None:
+        """With the partitions that were put aside for long enough."""
+        now = time.monotonic()
+        if due := {key: offset for key, (offset, until) in self._aside.items() if until <= now}:
+            for key in due:
+                del self._aside[key]
+            consumer.incremental_assign([self._mark(key, offset) for key, offset in due.items()])
+
+    def _commit(self, consumer: Consumer, *, at_once: bool = False) -> None:
         """Tell the group how far we are, for lag tools. It may fail: the truth is in the store."""
         now = time.monotonic()
-        if not self._dealt or now - self._committed_at < _COMMIT_S:
+        if not self._dealt or (now - self._committed_at < _COMMIT_S and not at_once):
             return
         dealt, self._dealt = self._dealt, {}
         offsets = [self._mark(key, offset) for key, offset in dealt.items() if key in self._partitions]
@@ -300,9 +358,9 @@ class Reader:
         try:
             taken = self._take(consumer, self._granted - self._partitions.keys())
         except KafkaException as e:
-            self._complain(e.args[0].name(), explain(e.args[0]))
+            self._complaints.say(e.args[0].name(), explain(e.args[0]))
         except Unavailable as e:
-            self._complain("store", str(e))
+            self._complaints.say("store", str(e))
         self._taken_at = time.monotonic()
         offsets = []
         if taken:
@@ -313,6 +371,7 @@ class Reader:
             key = partition.topic, partition.number
             self._partitions[key], self._dealt[key] = partition, position + 1
             self._doubtful.discard(key)
+            self._unread.pop(key, None)
             offsets.append(self._mark(key, position + 1))
         consumer.incremental_assign(offsets)  # also when there is nothing: it answers the group
         if self._paused:
@@ -328,19 +387,26 @@ class Reader:
         for topic, number in sorted(keys):
             wanted[topic].append(number)
         known = self._ask(self._store.transact(partial(_places, topics=list(wanted))))
-        findings = []
-        for topic, numbers in wanted.items():
-            doubtful = [number for number in numbers if (topic, number) in self._doubtful]
-            try:
-                findings.append(
-                    places.find(self._client, topic, known[topic], numbers, doubtful, self._subscription[topic].start)
-                )
-            except KafkaException as e:
-                error: KafkaError = e.args[0]
-                if error.code() < 0:  # not an answer about this topic, but none
-                    raise
-                self._complain(f"{error.name()} {topic}", f"{topic}: {explain(error)}")
+        until = time.monotonic() + _ANSWERS_S
+        # those that there was trouble with come last, so that they hold nobody up
+        topics = sorted(wanted, key=lambda topic: (topic, wanted[topic][0]) in self._unread)
+        findings = [
+            found
+            for topic in topics
+            if time.monotonic() < until and (found := self._find(topic, known[topic], wanted[topic]))
+        ]
         return self._ask(self._store.transact(partial(places.take, findings=findings), durable=True))
+
+    def _find(self, topic: str, known: Mapping[int, Place], numbers: Sequence[int]) -> places.Finding | None:
+        """What Kafka says of partitions of a topic; None if it doesn't, which concerns this topic alone."""
+        doubtful = [number for number in numbers if (topic, number) in self._doubtful]
+        try:
+            return places.find(self._client, topic, known, numbers, doubtful, self._subscription[topic].start)
+        except KafkaException as e:
+            error: KafkaError = e.args[0]
+            self._complaints.say(f"{error.name()} {topic}", f"{topic}: {explain(error)}")
+            self._unread.update({(topic, number): explain(error) for number in numbers})
+            return None
 
     def _check_group(self, consumer: Consumer, assigned: Sequence[TopicPartition]) -> None:
         """Raise InvalidConfig if the group belongs to another store: each would see only a part of the events."""
@@ -356,8 +422,7 @@ class Reader:
     def _on_revoke(self, consumer: Consumer, revoked: list[TopicPartition]) -> None:
         if not self._stopping:
             self._idle.wait(IN_HAND_S)
-            self._committed_at = 0
-            self._commit(consumer)
+            self._commit(consumer, at_once=True)
         self._let_go(consumer, revoked)
         _log.info("%d partitions are given up", len(revoked))
 
@@ -373,15 +438,18 @@ class Reader:
         keys = [(p.topic, p.partition) for p in partitions]
         self._granted.difference_update(keys)
         self._doubtful.difference_update(keys)
+        for key in keys:
+            self._unread.pop(key, None)
         self._give_up(consumer, keys)
 
     def _give_up(self, consumer: Consumer, keys: Collection[Key]) -> None:
         """Read these no more; those that the group leaves us are taken up again."""
-        ours = [key for key in keys if self._partitions.pop(key, None) is not None]
+        ours = {key for key in keys if self._partitions.pop(key, None) is not None}
         for key in ours:
             self._dealt.pop(key, None)
-        self._kept = [m for m in self._kept if m.error() is not None or (m.topic(), m.partition()) not in ours]
-        consumer.incremental_unassign([TopicPartition(*key) for key in ours])
+            self._unread.pop(key, None)
+        self._kept = [message for message in self._kept if _key(message) not in ours]
+        consumer.incremental_unassign([TopicPartition(*key) for key in ours if not self._aside.pop(key, None)])
         self._taken_at = 0
 
     # the log under our position is another one
@@ -392,7 +460,7 @@ class Reader:
     # what goes wrong
 
     def _on_message_error(self, consumer: Consumer, message: Message) -> None:
-        error, key = message.error(), (message.topic() or "", message.partition() or 0)
+        error, key = message.error(), _key(message)
         assert error is not None
         if error.code() == KafkaError._AUTO_OFFSET_RESET:
             if key in self._partitions:
@@ -401,7 +469,7 @@ class Reader:
         elif error.fatal() or error.code() == KafkaError._FATAL:
             raise KafkaException(error)
         elif error.code() not in _NO_TOPIC:
-            self._complain(f"{error.name()} {key[0]}", f"{key[0] or 'Kafka'}: {explain(error)}")
+            self._complaints.say(f"{error.name()} {key[0]}", f"{key[0] or 'Kafka'}: {explain(error)}")
 
     def _on_error(self, error: KafkaError) -> None:
         """What is the matter with the connection; librdkafka goes on trying."""
@@ -411,14 +479,7 @@ class Reader:
         is_vague = error.code() == KafkaError._ALL_BROKERS_DOWN  # why that is may have been said before
         if error.code() != KafkaError._TRANSPORT and (not is_vague or self.trouble in ("", _NOT_YET)):
             self.trouble = text
-        self._complain(error.name(), text)
-
-    def _complain(self, what: str, text: str) -> None:
-        """Log something that may go on for long, now and then."""
-        now = time.monotonic()
-        if now - self._complaints.get(what, -_COMPLAIN_S) >= _COMPLAIN_S:
-            self._complaints[what] = now
-            _log.error("%s", text)
+        self._complaints.say(error.name(), text)
 
     def _on_statistics(self, text: str) -> None:
         """librdkafka's numbers (its STATISTICS.md): whether a broker is there, and how far behind we are."""
@@ -435,7 +496,7 @@ class Reader:
     def _well(self) -> None:
         if self.trouble:
             _log.info("Kafka answers")
-            self._complaints.clear()
+            self._complaints.over()
         self.trouble = ""
 
     def _ask(self, work: Coroutine[Any, Any, T]) -> T:
@@ -446,6 +507,10 @@ class Reader:
     def _client(self) -> AdminClient:
         assert self._admin is not None
         return self._admin
+
+
+def _key(message: Message) -> Key:
+    return message.topic() or "", message.partition() or 0
 
 
 def _places(tx: Tx, topics: Sequence[str]) -> dict[str, dict[int, Place]]:

@@ -84,10 +84,19 @@ def find(
         )
         finding.moved = _before(admin, name, others, "earliest")
     same = [number for number in doubtful if number in known and number not in others]
-    for number, before in (_before(admin, name, same, "earliest") if same else {}).items():
-        _explain_jump(name, number, known[number].position, before)
-        finding.moved[number] = before
+    if same:
+        _judge(finding, known, _before(admin, name, same, "earliest"), _before(admin, name, same, "latest"))
     return finding
+
+
+def _judge(finding: Finding, known: Mapping[int, Place], first: Mapping[int, int], last: Mapping[int, int]) -> None:
+    """Move the positions of these partitions that are not within the log (between what is before its first record, and
+    its last one): that there was an error about one may be of an earlier time."""
+    for number, before in first.items():
+        position = known[number].position
+        if not before <= position <= last[number]:
+            _explain_jump(finding.topic.name, number, position, before)
+            finding.moved[number] = before
 
 
 def _explain_jump(topic: str, number: int, position: int, before: int) -> None:

@@ -7,16 +7,21 @@ registry).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from eventmill.backbone.kafka.schemas import Schemas
 from eventmill.config import Registry, Topic
+from eventmill.errors import Unavailable
 from eventmill.events import DecodeError
 from eventmill.events.kafka import Headers, structured
 
 if TYPE_CHECKING:
     from confluent_kafka import Message
+
+WORK_S: Final = 1.0
+"""The longest that records are worked on at one go: who reads them has a group to keep."""
 
 
 class Records:
@@ -35,19 +40,27 @@ class Records:
             self._schemas.close()
 
     def values(self, messages: Sequence[Message]) -> tuple[list[bytes], dict[int, str]]:
-        """Their values, for the decoder: empty for a tombstone. And by offset, why a record is refused.
+        """Their values, for the decoder: empty for a tombstone. And by offset, why a record is refused. Those of the
+        first messages, at least of one, if a schema registry takes long or has no answer for more.
 
-        Raises Unavailable while the schema registry has no answer: then the same messages have to be tried again.
+        Raises Unavailable while it has none for the first one: then the same messages have to be tried again.
         """
         values = [message.value() or b"" for message in messages]
         refused: dict[int, str] = {}
         if not values or self._are_plain(values):
             return values, refused
+        end = time.monotonic() + WORK_S
         for index, message in enumerate(messages):
+            if index and time.monotonic() > end:
+                return values[:index], refused
             try:
                 values[index] = self._value(message, values[index])
             except DecodeError as e:
                 refused[cast(int, message.offset())] = e.reason
+            except Unavailable:
+                if not index:
+                    raise
+                return values[:index], refused
         return values, refused
 
     def _are_plain(self, values: list[bytes]) -> bool:

@@ -1,12 +1,15 @@
 """Confluent's wire format: a value behind the number of its schema, which a schema registry has.
 
 Owns the client of the registry. Must never make a dead letter of a record because the registry can't be asked: that
-raises Unavailable, and the record waits. Calls are blocking HTTP, one for every schema that is new, none for those that
-are known (a number stands for one schema for ever). For one thread that may wait.
+raises Unavailable, and the record waits. Nor may one schema that can't be had hold up all that comes behind it: if the
+registry is well otherwise, its answer counts. Calls are blocking HTTP, one for every schema that is new, none for those
+that are known (a number stands for one schema for ever), one a minute for those that are not. For one thread that may
+wait.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
@@ -25,6 +28,12 @@ TIMEOUT_S: Final = 10
 """For one answer; whoever asks waits, and asks again."""
 SCHEMAS_MAX: Final = 1000
 """That are remembered."""
+NUMBER_MAX: Final = 2**31 - 1
+"""The registry counts schemas in 32 bits with a sign."""
+REFUSED_S: Final = 60.0
+"""A schema that the registry hasn't got is asked for again after this: it may have been registered meanwhile."""
+LASTING_S: Final = 60.0
+"""An error of the registry that concerns one schema alone may pass; after this it is taken for an answer."""
 REFERENCES_MAX: Final = 100
 """Schemas that one may be put together from."""
 
@@ -40,6 +49,14 @@ _NO_SCHEMA: Final = frozenset((40401, 40402, 40403))
 _Reader = Callable[[bytes], bytes]
 
 
+class _NoAnswer(Unavailable):
+    """The registry didn't say what was asked. `status`: of HTTP, 0 if it didn't come to that."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class Schemas:
     """The schemas of a registry. Raises InvalidConfig if its client can't be made."""
 
@@ -47,6 +64,10 @@ class Schemas:
         self._url = registry.url
         self._client = _client(registry)
         self._reader = lru_cache(SCHEMAS_MAX)(self._made)
+        self._refusals: dict[int, tuple[str, float]] = {}
+        """Why a schema can't be had, and until when that is believed."""
+        self._failing: dict[int, float] = {}
+        """Since when there has been no answer about a schema."""
 
     def close(self) -> None:
         self._client.close()
@@ -57,12 +78,56 @@ class Schemas:
             raise DecodeError(f"begins like Confluent's wire format, but has only {len(raw)} bytes")
         number = int.from_bytes(raw[1:HEADER_BYTES], "big")
         try:
-            return self._reader(number)(raw[HEADER_BYTES:])
+            return self._known(number)(raw[HEADER_BYTES:])
         except DecodeError as e:
             raise DecodeError(f"schema {number}: {e.reason}") from None
 
+    def _known(self, number: int) -> _Reader:
+        """What reads values of this schema. Raises DecodeError, which is remembered for a while, and Unavailable."""
+        reason, until = self._refusals.get(number, ("", 0.0))
+        if time.monotonic() < until:
+            raise DecodeError(reason)
+        try:
+            reader = self._reader(number)
+        except DecodeError as e:
+            self._refuse(number, e.reason)
+            raise
+        except _NoAnswer as e:
+            if not self._is_its_own(number, e):
+                raise
+            self._refuse(number, f"{e}; it is well otherwise")
+            raise DecodeError(self._refusals[number][0]) from None
+        self._failing.pop(number, None)
+        return reader
+
+    def _refuse(self, number: int, reason: str) -> None:
+        self._failing.pop(number, None)
+        self._refusals.pop(number, None)
+        self._refusals[number] = reason, time.monotonic() + REFUSED_S
+        if len(self._refusals) > SCHEMAS_MAX:
+            del self._refusals[next(iter(self._refusals))]
+
+    def _is_its_own(self, number: int, error: _NoAnswer) -> bool:
+        """Whether that there is no answer is a matter of this schema: others can be had, and it is no passing error."""
+        if error.status in (401, 429):
+            return False
+        since = self._failing.setdefault(number, time.monotonic())
+        if len(self._failing) > SCHEMAS_MAX:
+            self._failing.clear()
+        is_final = 400 <= error.status < 500 or time.monotonic() >= since + LASTING_S
+        return is_final and self._is_well()
+
+    def _is_well(self) -> bool:
+        """Whether the registry answers what it can always answer."""
+        try:
+            return isinstance(self._client.get_schema_types(), list)
+        except Exception:  # of whichever library: it doesn't
+            return False
+
     def _made(self, number: int) -> _Reader:
         """What turns values of this schema into JSON. Raises DecodeError, Unavailable."""
+        if number > NUMBER_MAX:
+            raise DecodeError("no schema has such a number: is it in Confluent's wire format at all?")
         schema = self._asked(partial(self._client.get_schema, number))
         match schema.schema_type or "AVRO":
             case "JSON":
@@ -96,9 +161,10 @@ class Schemas:
         except SchemaRegistryError as e:
             if e.http_status_code == 404 and e.error_code in _NO_SCHEMA:
                 raise DecodeError(f"unknown to the registry {self._url}") from None
-            raise Unavailable(f"the schema registry {self._url} {_trouble(e.http_status_code)}") from None
+            status = e.http_status_code
+            raise _NoAnswer(f"the schema registry {self._url} {_trouble(status)}", status) from None
         except Exception as e:  # of the client's HTTP and OAuth libraries, whichever they are
-            raise Unavailable(
+            raise _NoAnswer(
                 f"the schema registry {self._url} can't be asked: is it up, and is backbone.registry.url right? "
                 f"({type(e).__name__}: {str(e)[:200]})"
             ) from None
