@@ -6,6 +6,7 @@ Looks and changes nothing: no directory is made, no database is opened, no topic
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import os
 import re
 import shutil
@@ -14,9 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from eventmill.config import Settings
+from eventmill.config import Pool, Settings
 from eventmill.errors import InvalidConfig, Unavailable
 from eventmill.events import PathTable
+from eventmill.executors.htcondor.description import allowed_commands, read_defaults
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,9 @@ def components(settings: Settings) -> Iterator[Component]:
     yield _paths(settings)
     if settings.backbone.kind == "kafka":
         yield from _kafka(settings)
+    for name, pool in settings.pools.items():
+        if pool.kind == "htcondor":
+            yield from _condor(f"pools.{name}", pool)
     for source in settings.files:
         yield _source(f"files {source.path}", source.path)
     for row in settings.paths:
@@ -124,6 +129,36 @@ def _kafka(settings: Settings) -> Iterator[Component]:
             there = row.name in known
             hint = "is not there, or we may not DESCRIBE it: until then nothing is read from it"
             yield Component(name, there, "is there" if there else hint)
+
+
+def _condor(name: str, pool: Pool) -> Iterator[Component]:
+    """The bindings, the files and the commands of a pool; the schedd is for the running server to ask."""
+    found = importlib.util.find_spec("htcondor2") is not None
+    yield Component(name, found, "bindings found" if found else "no bindings: pip install 'eventmill[htcondor]'")
+    try:
+        read_defaults(pool.defaults)
+        for namespace in pool.commands:
+            allowed_commands(pool.commands, namespace)
+    except InvalidConfig as e:
+        yield Component(f"{name}.commands", False, str(e))
+    files = {"condor_config": pool.condor_config} | {f"tokens.{key}": path for key, path in pool.tokens.items()}
+    for key, path in files.items():
+        if path is not None:
+            readable = os.access(path, os.R_OK)
+            yield Component(f"{name}.{key}", readable, str(path) if readable else f"{path} can't be read by this user")
+    if pool.event_log is not None:
+        yield _event_log(f"{name}.event_log", pool.event_log)
+
+
+def _event_log(name: str, path: Path) -> Component:
+    """HTCondor makes it with its first event."""
+    if not path.exists():
+        return Component(name, True, f"{path} is not there yet: it will be waited for")
+    if not os.access(path, os.R_OK) or not os.access(path.parent, os.R_OK | os.X_OK):
+        return Component(name, False, f"{path}, or its directory, can't be read by this user")
+    with path.open("rb") as log:
+        is_json = log.read(1) in (b"", b"{")
+    return Component(name, is_json, str(path) if is_json else f"{path}: EVENT_LOG_FORMAT_OPTIONS = JSON is needed")
 
 
 def _source(name: str, path: Path) -> Component:
