@@ -187,6 +187,19 @@ def test_bad_archives(tmp_path: Path, code: bytes, error: str) -> None:
     assert (finished.status, finished.final, finished.handle) == (Status.DEVELOPER_ERROR, True, None)
 
 
+def test_a_job_may_name_results_of_its_own_namespace_by_their_full_path(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    for namespace in ("lab", "other"):
+        (results / namespace).mkdir(parents=True)
+        (results / namespace / "map.jsonl").write_text(f'"{namespace}"')
+    code = script('echo "{\\"saw\\": $(cat map.jsonl)}" > result.json', "transfer_input_files = $(path)")
+    own = run_one(tmp_path, code, {"path": f"{results}/lab/map.jsonl"}, results_dir=results)
+    assert result(own)["saw"] == "lab"
+    others = run_one(tmp_path / "2", code, {"path": f"{results}/other/map.jsonl"}, results_dir=results)
+    assert "map.jsonl" in result(others)["error"]
+    assert others.status is Status.DEVELOPER_ERROR
+
+
 def test_links_do_not_lead_out(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "link").symlink_to("/etc/passwd")

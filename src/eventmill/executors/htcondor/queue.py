@@ -132,6 +132,7 @@ class CondorQueue(Executor):
         """Where the pool's events stand: in a log of its own, or in one of our jobs'."""
         self._roots = [str(root.absolute()) for root in roots]
         self._rooms = Rooms(self._state, files_max=archive_files_max, bytes_max=archive_bytes_max)
+        self._results = results_dir.absolute()
         self._delivery = Delivery(results_dir, self._roots, result_bytes_max=result_bytes_max)
         defaults, variables = description.read_defaults(pool.defaults)
         self._terms = description.Terms(
@@ -237,6 +238,8 @@ class CondorQueue(Executor):
             id = None if each.handle is None else self._id(each.handle)
             if id is None:
                 continue
+            if not self._pool.tokens:
+                self._only_namespace = self._only_namespace or each.namespace
             if id not in self._jobs:
                 job = await self._in_thread(self._rooms.job, each.activation, each.attempt, each.namespace)
                 self._track(_Tracked(job, id, self._identity(each.namespace), Stage.HELD))
@@ -415,7 +418,8 @@ class CondorQueue(Executor):
         digest = action.code or ""
         archive = self._rooms.archive(digest, self._code, self._allowed(action.namespace))
         parameters = orjson.loads(attempt.params)
-        bound = archive.description.bind(parameters if isinstance(parameters, dict) else {}, roots=self._roots)
+        roots = [*self._roots, str(self._results / action.namespace)]  # results of its own may be named
+        bound = archive.description.bind(parameters if isinstance(parameters, dict) else {}, roots=roots)
         archive.check_files(bound)
         job = Job(
             activation=attempt.activation, attempt=attempt.number, namespace=action.namespace, code=digest,
@@ -424,7 +428,7 @@ class CondorQueue(Executor):
         )  # fmt: skip
         files, code = (digest, bound.executable, bound.input, bound.inputs), self._rooms.code(digest)
         if files not in found:
-            found[files] = description.sources(bound, code, self._roots)
+            found[files] = description.sources(bound, code, roots)
         facts = description.Facts(
             activation=attempt.activation, attempt=attempt.number, action=action.qualified, batch_name=action.qualified,
             room=self._rooms.furnish(job, attempt.params), code=code, memory_mb=action.limits.memory_mb,

@@ -108,9 +108,10 @@ class LocalQueue(Executor):
         self._spool = Spool(state_dir)
         self._slots = Slots(cpus, memory_mb)
         self._starter = Starter(
-            self._spool, environment, self._roots, files_max=archive_files_max, bytes_max=archive_bytes_max
+            self._spool, environment, self._roots_of, files_max=archive_files_max, bytes_max=archive_bytes_max
         )
-        delivery = Delivery(results_dir or state_dir / "results", self._roots, result_bytes_max=result_bytes_max)
+        self._results = (results_dir or state_dir / "results").absolute()
+        delivery = Delivery(self._results, self._roots, result_bytes_max=result_bytes_max)
         self._ender = Ender(self._spool, delivery)
         self._disk = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-disk")
         self._workers = ThreadPoolExecutor(THREADS, thread_name_prefix=f"{name}-jobs")
@@ -254,7 +255,9 @@ class LocalQueue(Executor):
         """The job of an attempt. Raises InvalidInput if it can't run here."""
         parameters = orjson.loads(attempt.params)
         bound = archive.description.bind(
-            parameters if isinstance(parameters, dict) else {}, roots=self._roots, cluster=cluster
+            parameters if isinstance(parameters, dict) else {},
+            roots=self._roots_of(attempt.action.namespace),
+            cluster=cluster,
         )
         archive.check_files(bound)
         if bound.universe != "vanilla":
@@ -280,6 +283,10 @@ class LocalQueue(Executor):
         if problem := self._slots.never_fits(job.request):
             raise InvalidDescription(f"{problem}: '{job.action}' can never run in pool '{self._name}'")
         return job
+
+    def _roots_of(self, namespace: str) -> list[str]:
+        """Where the jobs of a namespace may name files by full paths: results of its own are among them."""
+        return [*self._roots, str(self._results / namespace)]
 
     def _accepted(self, attempt: Attempt, outcome: Job | Exception) -> None:
         cancelled = self._accepting.pop((attempt.activation, attempt.number))

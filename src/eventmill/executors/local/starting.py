@@ -12,7 +12,7 @@ import secrets
 import shutil
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import orjson
@@ -35,11 +35,18 @@ class Starter:
     """Starts jobs of one spool."""
 
     def __init__(
-        self, spool: Spool, environment: Mapping[str, str], roots: Sequence[str], *, files_max: int, bytes_max: int
+        self,
+        spool: Spool,
+        environment: Mapping[str, str],
+        roots_of: Callable[[str], Sequence[str]],
+        *,
+        files_max: int,
+        bytes_max: int,
     ) -> None:
+        """`roots_of` a namespace: where full paths may lie."""
         self._spool = spool
         self._environment = environment
-        self._roots = [os.path.realpath(root) for root in roots]
+        self._roots_of = roots_of
         self._files_max = files_max
         self._bytes_max = bytes_max
 
@@ -70,13 +77,13 @@ class Starter:
 
     def _furnish(self, job: Job, code: Path, scratch: Path) -> None:
         """Put the executable and the input files into the scratch directory, flat, as HTCondor does."""
-        description = job.description
+        description, roots = job.description, self._roots_of(job.namespace)
         if description.transfer_executable:
-            program = self._source(code, description.executable, "executable")
+            program = _source(code, description.executable, "executable", roots)
             program.chmod(0o755)
             _link(program, scratch / program.name)
         for path in description.inputs:
-            source = self._source(code, path, "transfer_input_files")
+            source = _source(code, path, "transfer_input_files", roots)
             copy = shutil.copy2 if path.startswith("/") else _link
             if not source.is_dir():
                 copy(source, scratch / source.name)
@@ -85,21 +92,9 @@ class Starter:
             target = scratch if path.endswith("/") else scratch / source.name
             shutil.copytree(source, target, symlinks=True, copy_function=copy, dirs_exist_ok=True)
 
-    def _source(self, code: Path, path: str, command: str) -> Path:
-        """The file that a description names; links in it may not lead out of the allowed directories."""
-        if not path.startswith("/"):
-            found = code / path
-        else:
-            found = Path(os.path.realpath(path))
-            if not any(found.is_relative_to(root) for root in self._roots):
-                raise InvalidDescription(f"{command}: {path} leads out of the directories that jobs may name")
-        if not found.exists():
-            raise InvalidDescription(f"{command}: there is no {path}")
-        return found
-
     def _run(self, job: Job, launch: str, room: Path, code: Path, scratch: Path) -> dict[str, object]:
         """What the shim is to do."""
-        description = job.description
+        description, roots = job.description, self._roots_of(job.namespace)
         program = description.executable
         if description.transfer_executable:
             program = str(scratch / Path(program).name)
@@ -109,7 +104,7 @@ class Starter:
             "arguments": [program, *description.arguments],
             "environment": self._variables(job, room, scratch),
             "directory": str(scratch),
-            "stdin": stdin if stdin == "/dev/null" else str(self._source(code, stdin, "input")),
+            "stdin": stdin if stdin == "/dev/null" else str(_source(code, stdin, "input", roots)),
             "stdout": str(room / "stdout"),
             "stderr": str(room / "stderr"),
             "memory_mb": job.memory_mb,
@@ -140,6 +135,19 @@ class Starter:
         # `#!/usr/bin/env python3` finds the interpreter that has this server's libraries
         variables["PATH"] = f"{interpreter}:{variables.get('PATH', '/usr/local/bin:/usr/bin:/bin')}"
         return variables
+
+
+def _source(code: Path, path: str, command: str, roots: Sequence[str]) -> Path:
+    """The file that a description names; links in it may not lead out of the allowed directories."""
+    if not path.startswith("/"):
+        found = code / path
+    else:
+        found = Path(os.path.realpath(path))
+        if not any(found.is_relative_to(os.path.realpath(root)) for root in roots):
+            raise InvalidDescription(f"{command}: {path} leads out of the directories that jobs may name")
+    if not found.exists():
+        raise InvalidDescription(f"{command}: there is no {path}")
+    return found
 
 
 def _note_inputs(room: Path, scratch: Path) -> None:
