@@ -23,11 +23,11 @@ from tests.server.mill import CONFIG, Mill
 FLOW = Path(__file__).with_name("witness_flow.py")
 AUDIT_S = 2
 
-SERVER = f"""
+SERVER = """
 import sys
 from eventmill.engine import audit
 from eventmill.executors.htcondor import queue
-audit.EVERY_S, queue.AUDIT_S, queue.ROOMS_KEPT_S = {AUDIT_S}, 5, 5
+audit.EVERY_S, queue.AUDIT_S, queue.ROOMS_KEPT_S = {audit_s}, {look_s}, 5
 from eventmill.cli import main
 sys.argv[0] = "eventmill"
 main()
@@ -39,18 +39,20 @@ POOL = """
 kind = "htcondor"
 condor_config = "{config}"
 defaults = {{ environment = "PATH={path}" }}
+keep_claim_idle_s = 2
 {more}
 """
 REMOVED, COMPLETED = 3, 4
 
 
 class CondorMill(Mill):
-    """`more`: lines of `[pools.condor]`; `limits`: of `[limits]`."""
+    """`more`: lines of `[pools.condor]`; `limits`: of `[limits]`. `look_s`: so often events are taken for missed."""
 
-    program = (sys.executable, "-c", SERVER)
-
-    def __init__(self, directory: Path, condor: CondorPool, *, more: str = "", limits: str = "") -> None:
+    def __init__(
+        self, directory: Path, condor: CondorPool, *, more: str = "", limits: str = "", look_s: float = 5
+    ) -> None:
         self.condor = condor
+        self.program = (sys.executable, "-c", SERVER.format(audit_s=AUDIT_S, look_s=look_s))
         # the jobs' Python is this one: any other would do, if it is 3.9 or newer
         path = f"{Path(sys.base_prefix) / 'bin'}:/usr/bin:/bin"
         text = CONFIG.replace("[pools.local]\ncpus = 2\nmemory_mb = 1000\n", "")
@@ -162,17 +164,20 @@ class CondorMill(Mill):
         ended: defaultdict[int, set[str]] = defaultdict(set)
         for ad in ads:
             ended[ad["JobStatus"]].add(f"{ad['ClusterId']}.{ad['ProcId']}")
-            started = ad.get("NumJobStarts", 0) > 0
+            # NumJobStarts of a job that has survived its schedd may be 0
+            started = ad.get("NumShadowStarts", 0) > 0
             assert started == (ad["JobStatus"] == COMPLETED), f"{ad['ClusterId']}.{ad['ProcId']}: {ad}"
         assert ended[COMPLETED] == ran
         return len(ended[REMOVED])
 
 
 @contextmanager
-def condor_mill(directory: Path, condor: CondorPool, *, more: str = "", limits: str = "") -> Iterator[CondorMill]:
+def condor_mill(
+    directory: Path, condor: CondorPool, *, more: str = "", limits: str = "", look_s: float = 5
+) -> Iterator[CondorMill]:
     """A mill that is ended, however the test ends, and its jobs with it."""
     directory.mkdir(exist_ok=True)
-    m = CondorMill(directory, condor, more=more, limits=limits)
+    m = CondorMill(directory, condor, more=more, limits=limits, look_s=look_s)
     try:
         yield m
     finally:
