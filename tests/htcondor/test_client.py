@@ -35,6 +35,13 @@ BASE = {
 HELD, HELD_AS_SUBMITTED = 5, 15
 
 
+@pytest.fixture(scope="module")
+def frail(pytestconfig: pytest.Config) -> Iterator[CondorPool]:
+    """A pool whose schedd is killed. Slots that wait for their next job go on waiting for the dead one."""
+    with CondorPool(suite=pytestconfig.getoption("condor")) as pool:
+        yield pool
+
+
 @pytest.fixture
 def shared(tmp_path: Path) -> Path:
     """A directory that the jobs' account may use, too."""
@@ -326,10 +333,10 @@ def test_who_no_longer_waits_disturbs_nobody(condor: CondorPool, tmp_path: Path)
     asked(condor, tmp_path, work)
 
 
-def test_a_schedd_that_stands_still_is_not_waited_for(condor: CondorPool, tmp_path: Path) -> None:
+def test_a_schedd_that_stands_still_is_not_waited_for(frail: CondorPool, tmp_path: Path) -> None:
     async def work(schedd: Condor) -> None:
         await schedd.ping()
-        [pid] = condor.pids("condor_schedd")
+        [pid] = frail.pids("condor_schedd")
         os.kill(pid, signal.SIGSTOP)
         try:
             with pytest.raises(Unavailable, match="no answer within 2 s"):
@@ -338,28 +345,28 @@ def test_a_schedd_that_stands_still_is_not_waited_for(condor: CondorPool, tmp_pa
             os.kill(pid, signal.SIGCONT)
         await schedd.ping()
 
-    asked(condor, tmp_path, work, call_timeout_s=2.0)
+    asked(frail, tmp_path, work, call_timeout_s=2.0)
 
 
-def test_a_schedd_that_is_away_comes_back(condor: CondorPool, tmp_path: Path, true_job: dict[str, str]) -> None:
+def test_a_schedd_that_is_away_comes_back(frail: CondorPool, tmp_path: Path, true_job: dict[str, str]) -> None:
     async def work(schedd: Condor) -> None:
         await schedd.ping()
         helper = schedd.pid
-        condor.stop_schedd()
+        frail.stop_schedd()
         for call in (schedd.ping(), schedd.query("true", ["ProcId"]), schedd.submit(true_job, items("away", 1))):
             with pytest.raises(Unavailable, match="HTCondor: "):
                 await call
         ready, why = schedd.condition()
         assert not ready, why
-        condor.start_schedd()
+        frail.start_schedd()
         ids = await schedd.submit(true_job, items("away", 1))
         assert schedd.condition() == (True, "ready")
-        condor.kill_schedd()
-        condor.until_schedd()
+        frail.kill_schedd()
+        frail.until_schedd()
         await schedd.remove(ids, "done")
         assert schedd.pid == helper
 
-    asked(condor, tmp_path, work)
+    asked(frail, tmp_path, work)
 
 
 # who asks
@@ -429,24 +436,24 @@ def test_the_handshake_of_2026_is_recognised(
     asked(condor, tmp_path, work)
 
 
-def test_a_schedd_is_found_by_its_name(condor: CondorPool, tmp_path: Path) -> None:
-    address = (condor.directory / "log" / ".collector_address").read_text().split()[0].strip("<>").split("?")[0]
+def test_a_schedd_is_found_by_its_name(frail: CondorPool, tmp_path: Path) -> None:
+    address = (frail.directory / "log" / ".collector_address").read_text().split()[0].strip("<>").split("?")[0]
 
     async def right(schedd: Condor) -> None:
         name = (await schedd.ping())["schedd"]
-        assert name == f"{condor.owner}@localhost.local"
-        condor.kill_schedd()
-        condor.until_schedd()
+        assert name == f"{frail.owner}@localhost.local"
+        frail.kill_schedd()
+        frail.until_schedd()
         assert isinstance(await schedd.query("true", ["ProcId"]), list)
 
-    asked(condor, tmp_path / "1", right, collector=address)
-    asked(condor, tmp_path / "2", right, collector=address, schedd=f"{condor.owner}@LOCALHOST.local")
+    asked(frail, tmp_path / "1", right, collector=address)
+    asked(frail, tmp_path / "2", right, collector=address, schedd=f"{frail.owner}@LOCALHOST.local")
 
     async def wrong(schedd: Condor) -> None:
-        with pytest.raises(Unavailable, match=f"does not know schedd nobody; it knows {condor.owner}@localhost"):
+        with pytest.raises(Unavailable, match=f"does not know schedd nobody; it knows {frail.owner}@localhost"):
             await schedd.ping()
 
-    asked(condor, tmp_path / "3", wrong, schedd="nobody")
+    asked(frail, tmp_path / "3", wrong, schedd="nobody")
 
 
 # data
