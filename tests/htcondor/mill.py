@@ -43,6 +43,8 @@ keep_claim_idle_s = 2
 {more}
 """
 REMOVED, COMPLETED = 3, 4
+ROOM_GONE = 13, 14
+"""HoldReasonCode: no input files, no initial directory."""
 
 
 class CondorMill(Mill):
@@ -159,16 +161,19 @@ class CondorMill(Mill):
         assert not self.query("SELECT 1 FROM attempts"), "something was tried more than once"
 
     def _judge_history(self, ran: set[str]) -> int:
-        """Those that ran are completed; all others were removed without having been started. Returns how many."""
-        ads = self.condor.history(f'EventmillServer == "{self.number}"')
-        ended: defaultdict[int, set[str]] = defaultdict(set)
-        for ad in ads:
-            ended[ad["JobStatus"]].add(f"{ad['ClusterId']}.{ad['ProcId']}")
+        """Those that ran have ended by themselves; all others were removed without having been started. Returns how
+        many. (A schedd that was killed may have forgotten an end: then it has held the job, which has no room any
+        more.)"""
+        orphans: set[str] = set()
+        ended: set[str] = set()
+        for ad in self.condor.history(f'EventmillServer == "{self.number}"'):
             # NumJobStarts of a job that has survived its schedd may be 0
             started = ad.get("NumShadowStarts", 0) > 0
-            assert started == (ad["JobStatus"] == COMPLETED), f"{ad['ClusterId']}.{ad['ProcId']}: {ad}"
-        assert ended[COMPLETED] == ran
-        return len(ended[REMOVED])
+            (ended if started else orphans).add(f"{ad['ClusterId']}.{ad['ProcId']}")
+            assert ad["JobStatus"] == (COMPLETED if started else REMOVED) or ad.get("LastHoldReasonCode") in ROOM_GONE
+        assert ended == ran
+        assert not ended & orphans
+        return len(orphans)
 
 
 @contextmanager

@@ -528,7 +528,7 @@ class CondorQueue(Executor):
                         if tracked is not None:
                             self._happened(tracked, event)
                         elif event.attributes.get(description.SERVER) == self._server:
-                            self._suspect |= event.kind is Kind.EXECUTING
+                            self._suspect |= _comes_again(event)
             except Unavailable as e:
                 _log.error("pool %s: %s", self._name, e)
                 await asyncio.sleep(AGAIN_S)
@@ -735,6 +735,12 @@ class CondorQueue(Executor):
 
 def _id(ad: Mapping[str, Any]) -> str:
     return f"{ad['ClusterId']}.{ad['ProcId']}"
+
+
+def _comes_again(event: JobEvent) -> bool:
+    """Whether a job that is not known any more is after all not at its end: the schedd was killed."""
+    held = event.kind is Kind.HELD and event.attributes.get("HoldReasonCode") != description.SUBMITTED_HELD
+    return held or event.kind is Kind.EXECUTING
 
 
 def _any_of(ids: Sequence[str]) -> str:
