@@ -18,7 +18,7 @@ from eventmill.config import load
 from eventmill.events import PathTable
 from tests.kafka.broker import PASSWORD, USER, Broker
 from tests.kafka.certificates import certificates
-from tests.server.mill import CONFIG, EVENTMILL, mill
+from tests.server.mill import CONFIG, EVENTMILL, Mill, mill
 
 PAGE = (Path(__file__).parents[2] / "docs/kafka.md").read_text()
 EXAMPLES = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
@@ -76,14 +76,18 @@ def test_commands_and_their_options_exist() -> None:
 
 def rights(own: str) -> Iterator[Any]:
     """The page's table as ACLs."""
-    acl: Any = admin  # has no types for these
     names = {"each one of `[[topics]]`": TOPIC, "`backbone.topic`": own, "`backbone.group`": GROUP}
     for kind, name, operations in RIGHTS:
         for operation in operations.split(", "):
-            yield acl.AclBinding(
-                acl.ResourceType[kind.upper()], names[name], acl.ResourcePatternType.LITERAL, f"User:{USER}", "*",
-                acl.AclOperation[operation], acl.AclPermissionType.ALLOW,
-            )  # fmt: skip
+            yield right(kind, names[name], operation)
+
+
+def right(kind: str, name: str, operation: str) -> Any:
+    acl: Any = admin  # has no types for these
+    return acl.AclBinding(
+        acl.ResourceType[kind.upper()], name, acl.ResourcePatternType.LITERAL, f"User:{USER}", "*",
+        acl.AclOperation[operation], acl.AclPermissionType.ALLOW,
+    )  # fmt: skip
 
 
 @pytest.mark.slow
@@ -95,9 +99,10 @@ def test_the_rights_are_enough(tmp_path: Path) -> None:
     }
     with Broker(secure=True, properties=properties) as broker:
         broker.create_topic(TOPIC)
-        broker.create_topic("another")
+        broker.produce(broker.create_topic("another"), [b"{}"])
         asking = broker.admin()
-        for made in asking.create_acls(list(rights("eventmill.events"))).values():
+        acls = [*rights("eventmill.events"), right("topic", "another", "DESCRIBE")]
+        for made in asking.create_acls(acls).values():
             made.result(30)
         broker.produce(TOPIC, [orjson.dumps(WRITTEN)])
         assert broker.certificates is not None
@@ -108,9 +113,11 @@ def test_the_rights_are_enough(tmp_path: Path) -> None:
         text = text.replace(f"{tmp_path}/ca.pem", str(broker.certificates.authority))
         kafka = f'[backbone]\nkind = "kafka"\nbrokers = "{broker.address("SASL_SSL")}"\n{text}\n'
         kafka += f'[[topics]]\nname = "{TOPIC}"\ndecoder = "dcache"\nstart = "earliest"\n'
+        kafka += '[[topics]]\nname = "another"\ndecoder = "dcache"\n'
         with mill(tmp_path, CONFIG + kafka) as m:
             m.start()
             m.deploy()
+            m.until(lambda: "another: our account may not use this topic" in condition(m), 30, "the right that lacks")
             m.post("note", range(3))
             m.until(lambda: m.testimony()["note"].keys() == {0, 1, 2}, 60, "events to come through Kafka")
             m.until(lambda: "eventmill_outbox_records 0.0" in m.client.get("/metrics").text, 30, "the relay")
@@ -122,6 +129,11 @@ def test_the_rights_are_enough(tmp_path: Path) -> None:
             assert (refused.returncode, refused.stdout) == (1, b"")
             assert b"TOPIC_AUTHORIZATION_FAILED" in refused.stderr
             assert PASSWORD.encode() not in refused.stderr + m.log.read_bytes()
+
+
+def condition(m: Mill) -> str:
+    found = m.client.get("/eventmill/v1/check").json()["components"]["backbone"]
+    return "" if found["ok"] else str(found["detail"])
 
 
 def offsets(broker: Broker) -> set[str]:

@@ -7,30 +7,23 @@ not. Positions are the store's; everything that is read was taken there first.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 
-from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient
-
 from eventmill.backbone.base import Assigned, Backbone, Batch, Numbers, Partition
 from eventmill.backbone.embedded import TOPIC, EmbeddedBackbone, claim_left
-from eventmill.backbone.kafka import client, places
+from eventmill.backbone.kafka import client
+from eventmill.backbone.kafka.audit import Audit
 from eventmill.backbone.kafka.consumer import Reader
 from eventmill.backbone.kafka.relay import Relay
 from eventmill.backbone.kafka.subscription import Subscription
 from eventmill.backbone.room import Room
 from eventmill.config import Settings
-from eventmill.errors import Unavailable
 from eventmill.events import Decoder, PathTable
 from eventmill.sdk.event import Event
 from eventmill.store import Store, Tx
 
 _log = logging.getLogger(__name__)
-
-_AUDIT_S = 60.0
-"""Topics are looked at so often: one that is missing, or was deleted and made again, is not always told by an error."""
 
 
 class KafkaBackbone(Backbone):
@@ -47,6 +40,7 @@ class KafkaBackbone(Backbone):
         self._subscription = Subscription(settings, paths)
         self._relay = Relay(self._clients, self._settings.topic, log, store, event_bytes=settings.limits.event_bytes)
         self._reader: Reader | None = None
+        self._audit: Audit | None = None
         self._beside: list[asyncio.Task[None]] = []
 
     @property
@@ -60,10 +54,13 @@ class KafkaBackbone(Backbone):
             self._settings, self._clients, self._subscription, self._store, store_id,
             batch_max=self._limits.batch_events, batch_bytes=self._limits.batch_bytes,
         )  # fmt: skip
-        self._beside = [asyncio.create_task(work) for work in (self._relay.run(), self._audit())]
+        known = await self._store.transact(Tx.topics)  # of those that a regex matches we may know some
+        self._reader.subscribe({t for t in known if self._subscription.is_by_regex(t)}.union(self._subscription.names))
+        self._audit = Audit(self._clients, self._subscription, self._store, self._reader)
+        self._beside = [asyncio.create_task(work) for work in (self._relay.run(), self._audit.run())]
         for task in self._beside:
             task.add_done_callback(self._ended)
-        _log.info("Kafka at %s: reading %s", self._settings.brokers, ", ".join(self._subscription.topics))
+        _log.info("Kafka at %s: reading %s", self._settings.brokers, self._subscription)
 
     async def stop(self) -> None:
         if self._reader is not None:
@@ -105,8 +102,15 @@ class KafkaBackbone(Backbone):
         return None if reading is None else reading.decoder
 
     def condition(self) -> tuple[bool, str]:
-        trouble = "not started" if self._reader is None else self._reader.trouble or self._reader.unread
+        trouble = self._trouble()
         return not trouble, trouble or f"Kafka at {self._settings.brokers}"
+
+    def _trouble(self) -> str:
+        """Why not all that should be read is; empty if it is."""
+        if self._reader is None or self._audit is None:
+            return "not started"
+        refused = next((f"{topic}: {why}" for topic, why in self._audit.trouble.items()), "")
+        return self._reader.trouble or self._reader.unread or refused
 
     async def numbers(self) -> Numbers:
         last, position = await self._store.read(lambda tx: (tx.last_record(), tx.position(self.home)))
@@ -121,31 +125,3 @@ class KafkaBackbone(Backbone):
         """What works beside the reader has failed: who reads is told."""
         if not task.cancelled() and (error := task.exception()) is not None and self._reader is not None:
             self._reader.fail(error)
-
-    async def _audit(self) -> None:
-        """Look for topics that are missing, and for those that are other ones now: nothing may tell us."""
-        admin = AdminClient({**self._clients, "log_level": 0})
-        missing: set[str] = set()
-        while True:
-            with contextlib.suppress(Unavailable):  # a full disk
-                read = {t for t in await self._store.transact(Tx.topics) if self._subscription.get(t) is not None}
-                for name in read.union(self._subscription.names):
-                    await self._look_at(admin, name, missing)
-            await asyncio.sleep(_AUDIT_S)
-
-    async def _look_at(self, admin: AdminClient, name: str, missing: set[str]) -> None:
-        """`missing`: the topics about which that has been said."""
-        try:
-            topic = await asyncio.to_thread(places.describe, admin, name)
-        except KafkaException as e:
-            error: KafkaError = e.args[0]
-            is_gone = error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART
-            if is_gone and name in self._subscription.names and name not in missing:
-                missing.add(name)
-                _log.error("%s: %s", name, client.explain(error))
-            return
-        missing.discard(name)
-        numbers = [] if self._reader is None else self._reader.numbers(name)
-        known = await self._store.transact(lambda tx: tx.places(name))
-        if self._reader is not None and any(known[number].topic_id not in ("", topic.id) for number in numbers):
-            self._reader.begin_again(name)

@@ -157,6 +157,10 @@ _NOT_IN_SYNC = (
     "sent again"
 )
 _TOO_OLD = 'the broker is too old for this: backbone.group_protocol = "consumer" needs Kafka 4.0, try "classic"'
+NOT_ALLOWED: Final = (
+    "our account may not use this topic: have READ and DESCRIBE granted for the topics of [[topics]], for "
+    "backbone.topic WRITE and CREATE too"
+)
 _ADVICE: Final = {
     "_TRANSPORT": "can't reach a broker: is it up, and is backbone.brokers right? It is tried again until it answers",
     "_ALL_BROKERS_DOWN": "no broker can be reached: are they up, and is backbone.brokers right? They are tried again "
@@ -180,8 +184,7 @@ _ADVICE: Final = {
     "_UNSUPPORTED_FEATURE": _TOO_OLD,
     "UNKNOWN_TOPIC_OR_PART": _NO_TOPIC,
     "UNKNOWN_TOPIC_ID": _NO_TOPIC,
-    "TOPIC_AUTHORIZATION_FAILED": "our account may not use this topic: have READ and DESCRIBE granted for the topics "
-    "of [[topics]], for backbone.topic WRITE and CREATE too",
+    "TOPIC_AUTHORIZATION_FAILED": NOT_ALLOWED,
     "GROUP_AUTHORIZATION_FAILED": "our account may not use the consumer group: have READ granted for backbone.group",
     "CLUSTER_AUTHORIZATION_FAILED": "our account may not do this on the cluster: have CREATE granted, or "
     "backbone.topic made by somebody who may",
@@ -203,6 +206,11 @@ _ADVICE: Final = {
 
 
 _TRIED_AGAIN = re.compile(r"(?<=\?) (It is|They are) (tried|taken up) again.*|; (the event stays|it is read as soon).*")
+
+
+def is_no_topic(error: KafkaError) -> bool:
+    """Whether it says that there is no such topic, or no such partition of it."""
+    return error.name() in ("UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_TOPIC", "_UNKNOWN_PARTITION")
 
 
 def explain(error: KafkaError, *, is_tried_again: bool = True) -> str:

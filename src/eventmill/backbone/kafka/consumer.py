@@ -28,8 +28,8 @@ from confluent_kafka.admin import AdminClient
 from eventmill.backbone.base import Assigned, Batch, Partition
 from eventmill.backbone.complaints import Complaints
 from eventmill.backbone.kafka import places
-from eventmill.backbone.kafka.client import Properties, explain
-from eventmill.backbone.kafka.subscription import Subscription
+from eventmill.backbone.kafka.client import Properties, explain, is_no_topic
+from eventmill.backbone.kafka.subscription import FIRST_LOOK, Subscription
 from eventmill.config import Backbone
 from eventmill.errors import EventmillError, InvalidConfig, Unavailable
 from eventmill.points import reached
@@ -52,13 +52,12 @@ _QUEUE_KB = 16 << 10
 """Records that librdkafka fetches ahead, of all partitions together. A hand-over is at most as large, and three may be
 about: one in this thread, one handed over, one with the engine."""
 _COMMIT_S = 1.0
+_LAST_S = 1.0
 _AGAIN_S = 2.0
 _ANSWERS_S = 15.0
 """The longest that Kafka is asked about topics at one go: the group waits meanwhile."""
 _STATISTICS_MS = 5_000
 _NOT_YET = "Kafka has not answered yet"
-_NO_TOPIC = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION)
-"""Topics that are missing are told by the backbone's audit."""
 
 Handed = Assigned | list[Batch]
 Key = tuple[str, int]
@@ -112,6 +111,10 @@ class Reader:
         self._admin: AdminClient | None = None
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name="kafka", daemon=True)
+        self._topics: list[str] = []
+        """What is to be read, and"""
+        self._subscribed: list[str] = []
+        """what the group knows of it."""
         self._granted: set[Key] = set()
         """What the group has given us."""
         self._partitions: dict[Key, Partition] = {}
@@ -190,6 +193,11 @@ class Reader:
         why = next((f": {topic}/{n}: {reasons[topic, n]}" for topic, n in unread if (topic, n) in reasons), "")
         return f"{len(unread)} of {len(granted)} partitions are not read{why}"
 
+    def subscribe(self, topics: Collection[str]) -> None:
+        """Read these topics from now on, and no others."""
+        self._topics = sorted(topics)
+        self._asked.append(self._subscribe)
+
     def begin_again(self, topic: str) -> None:
         """The topic was made again: take its partitions anew, from where they begin by now."""
         self._asked.append(partial(self._begin_again, topic))
@@ -209,13 +217,10 @@ class Reader:
         try:
             self._admin = AdminClient(self._clients)
             consumer = Consumer(self._properties)
-            consumer.subscribe(
-                self._subscription.topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
-            )
             try:
                 while not self._stopping:
                     self._step(consumer)
-                self._commit(consumer, at_once=True)  # closing waits for it
+                self._commit_last(consumer)
             finally:
                 consumer.close()
         except KafkaException as e:
@@ -235,6 +240,13 @@ class Reader:
             self._until_room(consumer)
             self._put(batches)
         self._commit(consumer)
+
+    def _subscribe(self, consumer: Consumer) -> None:
+        if self._topics != self._subscribed:
+            self._subscribed = self._topics
+            consumer.subscribe(
+                self._subscribed, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+            )
 
     def _poll(self, consumer: Consumer, timeout_s: float) -> list[Message]:
         """Wait for a record, and take what else is there: this has both the latency and the batches. All of it was read
@@ -342,6 +354,16 @@ class Reader:
             except KafkaException as e:
                 _log.debug("offsets not committed: %s", e)
 
+    def _commit_last(self, consumer: Consumer) -> None:
+        """Closing waits for what is committed, however long that takes: so only if the group can be reached."""
+        last = [TopicPartition(*key) for key in self._dealt if key in self._partitions]
+        try:
+            if last:
+                consumer.committed(last, timeout=_LAST_S)
+                self._commit(consumer, at_once=True)
+        except KafkaException as e:
+            _log.debug("the last offsets are not committed: %s", e)
+
     def _mark(self, key: Key, offset: int) -> TopicPartition:
         return TopicPartition(*key, offset, self._store_id)
 
@@ -349,7 +371,11 @@ class Reader:
 
     def _on_assign(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
         self._well()
-        self._granted.update((p.topic, p.partition) for p in assigned)
+        for partition in assigned:
+            if self._subscription.get(partition.topic) is not None:
+                self._granted.add((partition.topic, partition.partition))
+            else:
+                _log.error("%s: no row of [[topics]] is for this topic: it is not read", partition.topic)
         self._take_up(consumer)
 
     def _take_up(self, consumer: Consumer) -> None:
@@ -386,22 +412,25 @@ class Reader:
         wanted: defaultdict[str, list[int]] = defaultdict(list)
         for topic, number in sorted(keys):
             wanted[topic].append(number)
-        known = self._ask(self._store.transact(partial(_places, topics=list(wanted))))
+        known, first = self._ask(self._store.transact(partial(_known, topics=list(wanted))))
         until = time.monotonic() + _ANSWERS_S
         # those that there was trouble with come last, so that they hold nobody up
         topics = sorted(wanted, key=lambda topic: (topic, wanted[topic][0]) in self._unread)
         findings = [
             found
             for topic in topics
-            if time.monotonic() < until and (found := self._find(topic, known[topic], wanted[topic]))
+            if time.monotonic() < until and (found := self._find(topic, known[topic], wanted[topic], first))
         ]
         return self._ask(self._store.transact(partial(places.take, findings=findings), durable=True))
 
-    def _find(self, topic: str, known: Mapping[int, Place], numbers: Sequence[int]) -> places.Finding | None:
+    def _find(
+        self, topic: str, known: Mapping[int, Place], numbers: Sequence[int], first: Mapping[str, Collection[str]]
+    ) -> places.Finding | None:
         """What Kafka says of partitions of a topic; None if it doesn't, which concerns this topic alone."""
+        start = self._subscription[topic].begins(topic, first)
         doubtful = [number for number in numbers if (topic, number) in self._doubtful]
         try:
-            return places.find(self._client, topic, known, numbers, doubtful, self._subscription[topic].start)
+            return places.find(self._client, topic, known, numbers, doubtful, start)
         except KafkaException as e:
             error: KafkaError = e.args[0]
             self._complaints.say(f"{error.name()} {topic}", f"{topic}: {explain(error)}")
@@ -468,12 +497,12 @@ class Reader:
                 self._give_up(consumer, [key])
         elif error.fatal() or error.code() == KafkaError._FATAL:
             raise KafkaException(error)
-        elif error.code() not in _NO_TOPIC:
+        elif not is_no_topic(error):  # the audit tells of these
             self._complaints.say(f"{error.name()} {key[0]}", f"{key[0] or 'Kafka'}: {explain(error)}")
 
     def _on_error(self, error: KafkaError) -> None:
         """What is the matter with the connection; librdkafka goes on trying."""
-        if error.code() in _NO_TOPIC:
+        if is_no_topic(error):
             return
         text = explain(error)
         is_vague = error.code() == KafkaError._ALL_BROKERS_DOWN  # why that is may have been said before
@@ -513,8 +542,9 @@ def _key(message: Message) -> Key:
     return message.topic() or "", message.partition() or 0
 
 
-def _places(tx: Tx, topics: Sequence[str]) -> dict[str, dict[int, Place]]:
-    return {topic: tx.places(topic) for topic in topics}
+def _known(tx: Tx, topics: Sequence[str]) -> tuple[dict[str, dict[int, Place]], dict[str, list[str]]]:
+    """The topics' partitions, and what rows found at their first look."""
+    return {topic: tx.places(topic) for topic in topics}, tx.source_state(FIRST_LOOK) or {}
 
 
 def _shown(taken: Sequence[tuple[Partition, int]]) -> str:

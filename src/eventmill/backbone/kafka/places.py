@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from confluent_kafka import TopicCollection, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AclOperation  # type: ignore[attr-defined]
 from confluent_kafka.admin import OffsetSpec as _OffsetSpec  # type: ignore[attr-defined]
 
 from eventmill.backbone.base import Partition
@@ -31,11 +32,12 @@ ANSWER_S = 5.0
 
 @dataclass(slots=True)
 class Topic:
-    """A topic as Kafka has it: its id, and its partitions' numbers."""
+    """A topic as Kafka has it: its id, its partitions' numbers, and whether our account may read it."""
 
     name: str
     id: str
     numbers: Sequence[int]
+    is_ours_to_read: bool = True
 
 
 @dataclass(slots=True)
@@ -49,11 +51,30 @@ class Finding:
     moved: dict[int, int] = field(default_factory=dict)
 
 
+def looked_at(admin: AdminClient, names: Collection[str]) -> dict[str, Topic | KafkaError]:
+    """Topics as they are now, or why nothing can be said of them. Raises KafkaException."""
+    answers = admin.describe_topics(
+        TopicCollection(list(names)), request_timeout=ANSWER_S, include_authorized_operations=True
+    )
+    found: dict[str, Topic | KafkaError] = {}
+    for name, answer in answers.items():
+        try:
+            described = answer.result()
+        except KafkaException as e:
+            found[name] = e.args[0]
+            continue
+        allowed = described.authorized_operations  # none: not told
+        is_ours = allowed is None or AclOperation.READ in allowed
+        found[name] = Topic(name, str(described.topic_id), [p.id for p in described.partitions], is_ours)
+    return found
+
+
 def describe(admin: AdminClient, name: str) -> Topic:
     """The topic as it is now. Raises KafkaException, also if it isn't there."""
-    (answer,) = admin.describe_topics(TopicCollection([name]), request_timeout=ANSWER_S).values()
-    description = answer.result()
-    return Topic(name, str(description.topic_id), [p.id for p in description.partitions])
+    topic = looked_at(admin, [name])[name]
+    if isinstance(topic, KafkaError):
+        raise KafkaException(topic)
+    return topic
 
 
 def find(
