@@ -78,10 +78,21 @@ def _say(broker: Broker, *, stays: bool) -> None:
     print(f"Kafka is ready on {broker.bootstrap} (Ctrl-C ends it).")
     print(f"  topics       {', '.join(sorted(mine)) or 'none yet'}")
     print(f"  data, log    {broker.directory}{'' if stays else ' (removed at the end; --dir keeps it)'}")
+    if not mine:
+        print(f"  make one     {_topic_command(broker)}  (or start with --topic billing:2)")
     print("  in Eventmill's configuration:")
     print("    [backbone]")
     print('    kind = "kafka"')
     print(f'    brokers = "{broker.bootstrap}"', flush=True)
+
+
+def _topic_command(broker: Broker) -> str:
+    """Makes a topic while the broker runs. Kafka's own tool is not among the jars; its client for Python is there."""
+    return (
+        f'{sys.executable} -c "from confluent_kafka.admin import AdminClient, NewTopic; '
+        f"a = AdminClient({{'bootstrap.servers': '{broker.bootstrap}'}}); "
+        "a.create_topics([NewTopic('billing', 2)])['billing'].result()\""
+    )
 
 
 def _end(broker: Broker) -> None:

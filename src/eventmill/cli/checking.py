@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import os
-import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -28,6 +27,8 @@ class Component:
     name: str
     ok: bool
     detail: str
+    is_awaited: bool = False
+    """It isn't there yet. The server runs without it, and takes it up when it comes."""
 
 
 def components(settings: Settings) -> Iterator[Component]:
@@ -111,7 +112,7 @@ def _kafka(settings: Settings) -> Iterator[Component]:
     where = f"Kafka at {settings.backbone.brokers}"
     try:
         from eventmill.backbone.kafka.by_hand import topics
-        from eventmill.backbone.kafka.subscription import Subscription
+        from eventmill.backbone.kafka.subscription import Subscription, matches
 
         Subscription(settings, PathTable())  # decoders, their secrets, the registry's client
         known = topics(settings.backbone)
@@ -123,12 +124,12 @@ def _kafka(settings: Settings) -> Iterator[Component]:
     for row in settings.topics:
         name = f"topics {row.name or row.regex}"
         if row.regex is not None:
-            found = sum(re.fullmatch(row.regex, topic) is not None for topic in known)
+            found = sum(matches(row, topic) for topic in known)
             yield Component(name, True, f"{found} there now")
         else:
             there = row.name in known
-            hint = "is not there, or we may not DESCRIBE it: until then nothing is read from it"
-            yield Component(name, there, "is there" if there else hint)
+            hint = "is not there, or we may not DESCRIBE it: it is waited for. Is the name right?"
+            yield Component(name, True, "is there" if there else hint, is_awaited=not there)
 
 
 def _condor(name: str, pool: Pool) -> Iterator[Component]:

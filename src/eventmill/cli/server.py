@@ -112,7 +112,11 @@ def _check_there(url: str | None, key: str | None, data_dir: Path | None) -> Any
 def _check_here(settings: Settings) -> dict[str, Any]:
     from eventmill.cli.checking import components
 
-    found = {component.name: {"ok": component.ok, "detail": component.detail} for component in components(settings)}
+    found = {
+        component.name: {"ok": component.ok, "detail": component.detail}
+        | ({"warning": True} if component.is_awaited else {})
+        for component in components(settings)
+    }
     return {"settings": settings.model_dump(mode="json"), "components": found}
 
 
@@ -121,8 +125,14 @@ def _print_report(report: dict[str, Any]) -> None:
 
     output.table(("setting", "value"), list(_flat(report["settings"])), "no settings")
     output.line("")
-    rows = [(name, "ok" if facts["ok"] else "FAILED", _detail(facts)) for name, facts in report["components"].items()]
+    rows = [(name, _state(facts), _detail(facts)) for name, facts in report["components"].items()]
     output.table(("component", "state", "detail"), rows, "no components")
+
+
+def _state(facts: dict[str, Any]) -> str:
+    if not facts["ok"]:
+        return "FAILED"
+    return "WARNING" if facts.get("warning") else "ok"
 
 
 def _detail(facts: dict[str, Any]) -> str:
