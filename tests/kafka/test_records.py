@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
@@ -228,6 +229,7 @@ def test_an_error_about_one_schema_alone_is_an_answer_when_it_lasts(
         with pytest.raises(Unavailable):
             made.values(batch[1:])
         monkeypatch.setattr(schemas, "LASTING_S", 0.0)
+        monkeypatch.setattr(made._schemas, "_away", ("", 0.0))
         values, refused = made.values(batch[1:])
     assert values[1] == b"[]"
     assert list(refused) == [1]
@@ -318,7 +320,7 @@ def test_names_alike_are_no_hazard(registry: Registry) -> None:
     ],
 )
 def test_a_registry_that_has_no_answer_makes_records_wait(
-    answer: tuple[int, bytes], message_part: str, registry: Registry
+    answer: tuple[int, bytes], message_part: str, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     number = registry.add({}, "JSON")
     with records(url=registry.url) as made:
@@ -327,7 +329,12 @@ def test_a_registry_that_has_no_answer_makes_records_wait(
             made.values([message(framed(number, b"{}"))])
         assert message_part in str(waiting.value)
         assert registry.url in str(waiting.value)
+        asked = len(registry.asked)
         registry.answer = None
+        with pytest.raises(Unavailable, match=re.escape(str(waiting.value))):
+            made.values([message(framed(number, b"{}"))])
+        assert len(registry.asked) == asked, "it is not asked again at once"
+        monkeypatch.setattr(made._schemas, "_away", ("", 0.0))
         assert made.values([message(framed(number, b"{}"))]) == ([b"{}"], {})
 
 

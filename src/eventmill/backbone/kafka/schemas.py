@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 HEADER_BYTES: Final = 5
 """A zero, and the number of the schema in four bytes."""
-TIMEOUT_S: Final = 10
+TIMEOUT_S: Final = 5
 """For one answer; whoever asks waits, and asks again."""
+AWAY_S: Final = 15.0
+"""A registry without an answer is not asked again for so long: who asks has other records to read."""
 SCHEMAS_MAX: Final = 1000
 """That are remembered."""
 NUMBER_MAX: Final = 2**31 - 1
@@ -68,6 +70,8 @@ class Schemas:
         """Why a schema can't be had, and until when that is believed."""
         self._failing: dict[int, float] = {}
         """Since when there has been no answer about a schema."""
+        self._away = ("", 0.0)
+        """What was the matter with the registry, and until when it isn't asked."""
 
     def close(self) -> None:
         self._client.close()
@@ -94,6 +98,7 @@ class Schemas:
             raise
         except _NoAnswer as e:
             if not self._is_its_own(number, e):
+                self._away = str(e), time.monotonic() + AWAY_S
                 raise
             self._refuse(number, f"{e}; it is well otherwise")
             raise DecodeError(self._refusals[number][0]) from None
@@ -114,8 +119,11 @@ class Schemas:
         since = self._failing.setdefault(number, time.monotonic())
         if len(self._failing) > SCHEMAS_MAX:
             self._failing.clear()
-        is_final = 400 <= error.status < 500 or time.monotonic() >= since + LASTING_S
-        return is_final and self._is_well()
+        if error.status < 400 or error.status >= 500:
+            if time.monotonic() < since + LASTING_S:
+                return False
+            self._failing[number] = time.monotonic()  # if nothing can be had, the time begins again
+        return self._is_well()
 
     def _is_well(self) -> bool:
         """Whether the registry answers what it can always answer."""
@@ -128,6 +136,9 @@ class Schemas:
         """What turns values of this schema into JSON. Raises DecodeError, Unavailable."""
         if number > NUMBER_MAX:
             raise DecodeError("no schema has such a number: is it in Confluent's wire format at all?")
+        text, until = self._away
+        if time.monotonic() < until:
+            raise Unavailable(text)
         schema = self._asked(partial(self._client.get_schema, number))
         match schema.schema_type or "AVRO":
             case "JSON":
