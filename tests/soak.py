@@ -140,7 +140,8 @@ def soak_condor(
     """Function → map of jobs → function, while the server is killed so often, at named points and some milliseconds
     after the jobs' submit has begun, and the schedd, too; then let it end, and judge."""
     rng = random.Random(seed)
-    lives = [None if n % 2 == 0 else rng.choice(CONDOR_KILLED_AT) for n in range(kills)]
+    points = itertools.chain(["submitted"], iter(lambda: rng.choice(CONDOR_KILLED_AT), ""))
+    lives = [None if n % 2 == 0 else next(points) for n in range(kills)]
     struck = set(rng.sample([n for n, point in enumerate(lives) if point is None], schedd_kills))
     m.start()
     m.deploy(CONDOR_FLOW)
