@@ -79,6 +79,10 @@ class Pool(_Section):
     """htcondor: the pool's EVENT_LOG, in JSON; without it each job's log is ours."""
     history_dir: Path | None = None
     """htcondor: the schedd's PER_JOB_HISTORY_DIR, for this server alone: final states."""
+    spool_dir: Path | None = None
+    """htcondor: where the jobs' rooms are, instead of in `data_dir`. Needed where HTCondor's daemons act as the jobs'
+    owners (root's daemons, `tokens`), who can't get into `data_dir`: the server, which has to be root's then, gives
+    each room to its job's owner. Wants `event_log`, since nobody may write others' events."""
     defaults: dict[str, str] = {}
     """htcondor: submit commands for all jobs that do not have their own (`requirements`, `+Project`, …)."""
     commands: dict[str, list[str]] = {}
@@ -93,6 +97,8 @@ class Pool(_Section):
         )
         if others := self.model_fields_set - own:
             raise ValueError(f"{', '.join(sorted(others))}: not for a pool of kind {self.kind}")
+        if self.spool_dir is not None and self.event_log is None:
+            raise ValueError("spool_dir needs event_log: a log of ours would have to be writable for all jobs' owners")
         return self
 
 

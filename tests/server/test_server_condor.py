@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -145,9 +146,10 @@ def test_a_namespace_may_have_a_name_of_its_own_in_the_pool(condor: CondorPool, 
         assert {path.stat().st_uid for path in (m.data / "jobs/site").rglob("*")} == {os.getuid()}
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="jobs run as other accounts where the daemons are root's")
-def test_jobs_of_another_account_have_no_room(tmp_path: Path, pytestconfig: pytest.Config) -> None:
-    """Rooms are the server's account's alone. Where HTCondor acts as the job's owner, it says so, and nothing runs."""
+def test_jobs_of_another_account_have_no_room_in_the_data_directory(
+    tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    """Where HTCondor acts as the job's owner, who can't get there: it says so, and nothing runs."""
     with (
         CondorPool(suite=pytestconfig.getoption("condor"), accounts=True) as pool,
         mill(tmp_path, config(pool) + f'[pools.site.tokens]\ndefault = "{pool.token("nobody")}"\n') as m,
@@ -160,3 +162,22 @@ def test_jobs_of_another_account_have_no_room(tmp_path: Path, pytestconfig: pyte
         assert "the job was put on hold: Cannot access initial working directory " in letter["reason"]
         ads = pool.queue() + pool.history()
         assert {(ad["Owner"], ad["NumJobStarts"]) for ad in ads} == {("nobody", 0)}
+
+
+def test_jobs_of_another_account_have_rooms_of_their_own(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    with tempfile.TemporaryDirectory() as spool, CondorPool(
+        suite=pytestconfig.getoption("condor"), accounts=True
+    ) as pool:  # fmt: skip
+        Path(spool).chmod(0o711)
+        settings = config(pool).replace("[pools.site]\n", f'[pools.site]\nspool_dir = "{spool}"\n')
+        tokens = f'[pools.site.tokens]\ndefault = "{pool.token("nobody")}"\n'
+        with mill(tmp_path, settings + tokens) as m:
+            m.start()
+            deploy(m, tmp_path)
+            emit(m, 1)
+            m.until(lambda: "registered 2 0" in lines(m), 60, "the chain")
+            ads = pool.queue() + pool.history()
+            assert {(ad["Owner"], ad["NumJobStarts"]) for ad in ads} == {("nobody", 1)}
+            owners = {path.stat().st_uid for path in (m.data / "results").rglob("*")}
+            assert owners <= {os.getuid()}
+            m.until(lambda: not list(Path(spool, "rooms").iterdir()), 10, "the room to go")

@@ -131,7 +131,9 @@ class CondorQueue(Executor):
         self.event_log = (pool.event_log or self._state / "log" / "jobs.log").absolute()
         """Where the pool's events stand: in a log of its own, or in one of our jobs'."""
         self._roots = [str(root.absolute()) for root in roots]
-        self._rooms = Rooms(self._state, files_max=archive_files_max, bytes_max=archive_bytes_max)
+        self._rooms = Rooms(self._state, files_max=archive_files_max, bytes_max=archive_bytes_max, spool=pool.spool_dir)
+        self._owners: dict[str, str] = {}
+        """Whose jobs those of an identity are, where that matters."""
         self._results = results_dir.absolute()
         self._delivery = Delivery(results_dir, self._roots, result_bytes_max=result_bytes_max)
         defaults, variables = description.read_defaults(pool.defaults)
@@ -345,11 +347,24 @@ class CondorQueue(Executor):
             self._queue[: description.JOBS_PER_CLUSTER],
             self._queue[description.JOBS_PER_CLUSTER :],
         )
+        if self._pool.spool_dir is not None:
+            await self._know_owners({self._identity(self._pending[key].action.namespace) for key in keys})
         outcomes = await self._in_thread(self._prepare, [self._pending[key] for key in keys])
         for key, outcome in zip(keys, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 self._refuse(key, outcome)
         return [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
+
+    async def _know_owners(self, identities: Iterable[str]) -> None:
+        """Ask whose jobs they will be, until the schedd says it."""
+        for identity in identities:
+            while identity not in self._owners:
+                try:
+                    ping = await self._condor(identity).ping()
+                    self._owners[identity] = str(ping["identity"]).partition("@")[0]
+                except Unavailable as e:
+                    _log.error("pool %s: %d jobs wait: %s", self._name, len(self._pending), e)
+                    await asyncio.sleep(AGAIN_S)
 
     async def _submit_group(self, group: Sequence[_Prepared]) -> list[_Prepared]:
         """Submit these; what the schedd could not take now."""
@@ -429,9 +444,10 @@ class CondorQueue(Executor):
         files, code = (digest, bound.executable, bound.input, bound.inputs), self._rooms.code(digest)
         if files not in found:
             found[files] = description.sources(bound, code, roots)
+        owner = self._owners.get(self._identity(job.namespace), "")
         facts = description.Facts(
             activation=attempt.activation, attempt=attempt.number, action=action.qualified, batch_name=action.qualified,
-            room=self._rooms.furnish(job, attempt.params), code=code, memory_mb=action.limits.memory_mb,
+            room=self._rooms.furnish(job, attempt.params, owner), code=code, memory_mb=action.limits.memory_mb,
             limit_s=action.limits.timeout_ms // 1000 if action.limits.timeout_ms else None,
             traceparent=attempt.traceparent,
         )  # fmt: skip
@@ -609,6 +625,7 @@ class CondorQueue(Executor):
 
     async def _end(self, tracked: _Tracked, time_ms: int, facts: Mapping[str, Any], ending: jobs.Ending) -> None:
         job = tracked.job
+        await self._in_thread(self._rooms.take_back, job)
         usage = {"job": tracked.id, **endings.usage(facts, ending)}
         tracked.finished = await self._in_thread(
             functools.partial(

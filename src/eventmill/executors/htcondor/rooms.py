@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pwd
 import secrets
 import shutil
 import threading
@@ -29,7 +30,7 @@ from pathlib import Path
 import orjson
 
 from eventmill.entities.submit import BoundDescription
-from eventmill.errors import Unavailable
+from eventmill.errors import InvalidInput, Unavailable
 from eventmill.executors import archive, jobs
 from eventmill.executors.base import CodeSource
 from eventmill.executors.delivery import LOG_TAIL_BYTES
@@ -81,10 +82,16 @@ class Job:
 
 
 class Rooms:
-    """The directory of one queue, which belongs to one server at a time."""
+    """The directory of one queue, which belongs to one server at a time.
 
-    def __init__(self, root: Path, *, files_max: int, bytes_max: int) -> None:
+    `spool`: where rooms and code are instead, so that the accounts of the jobs' owners can get there: each room is its
+    job's owner's until the job has ended.
+    """
+
+    def __init__(self, root: Path, *, files_max: int, bytes_max: int, spool: Path | None = None) -> None:
         self._root = root
+        self._place = root if spool is None else spool.absolute()
+        self._shared = spool is not None
         self._files_max = files_max
         self._bytes_max = bytes_max
         self._lock: int | None = None
@@ -94,8 +101,11 @@ class Rooms:
     def open(self) -> str:
         """Take the directory; the number that jobs of this server have. Codes go when there is no job. Raises
         Unavailable if another server has it."""
-        for name in ("rooms", "code", "log", "identities"):
+        for name in ("log", "identities"):
             (self._root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+        for name, mode in (("rooms", 0o711), ("code", 0o755)):
+            (self._place / name).mkdir(parents=True, exist_ok=True)
+            (self._place / name).chmod(mode if self._shared else 0o700)
         self._lock = os.open(self._root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -119,15 +129,23 @@ class Rooms:
         return self._path(job.activation, job.attempt)
 
     def _path(self, activation: str, attempt: int) -> Path:
-        return self._root / "rooms" / f"{activation}.{attempt}"
+        return self._place / "rooms" / f"{activation}.{attempt}"
 
-    def furnish(self, job: Job, params: bytes) -> Path:
-        """Make the room of a job that is about to be submitted."""
+    def furnish(self, job: Job, params: bytes, owner: str = "") -> Path:
+        """Make the room of a job that is about to be submitted, for the account of its owner. Raises InvalidInput if
+        there is none of this name."""
         room = self.room(job)
         furnish(room, job.description, params)
         if not job.is_plain:
             (room / "job.json").write_bytes(job.to_json())
+        if self._shared:
+            _give(room, _account(owner))
         return room
+
+    def take_back(self, job: Job) -> None:
+        """The job has ended: what it has left is the server's account's from now on."""
+        if self._shared and self.room(job).exists():
+            _give(self.room(job), (os.getuid(), os.getgid()))
 
     def job(self, activation: str, attempt: int, namespace: str) -> Job:
         """A job as its room remembers it; a plain one leaves nothing to be remembered."""
@@ -150,7 +168,7 @@ class Rooms:
         job's end had been recorded, or before it was submitted."""
         names = {f"{activation}.{attempt}" for activation, attempt in kept}
         before = time.time() - after_s
-        for entry in os.scandir(self._root / "rooms"):
+        for entry in os.scandir(self._place / "rooms"):
             with suppress(FileNotFoundError):  # it is being cleared
                 if entry.name not in names and entry.stat().st_mtime < before:
                     shutil.rmtree(entry.path, ignore_errors=True)
@@ -170,12 +188,29 @@ class Rooms:
 
     def code(self, digest: str) -> Path:
         """Where an archive is unpacked."""
-        return self._root / "code" / digest
+        return self._place / "code" / digest
 
     def _drop_codes(self) -> None:
-        if not any((self._root / "rooms").iterdir()):
-            shutil.rmtree(self._root / "code")
-            (self._root / "code").mkdir(mode=0o700)
+        if not any((self._place / "rooms").iterdir()):
+            for entry in (self._place / "code").iterdir():
+                shutil.rmtree(entry, ignore_errors=True)
+
+
+def _account(name: str) -> tuple[int, int]:
+    try:
+        found = pwd.getpwnam(name)
+    except KeyError:
+        raise InvalidInput(f"a job's owner would be '{name}', who has no account on this machine") from None
+    return found.pw_uid, found.pw_gid
+
+
+def _give(room: Path, owner: tuple[int, int]) -> None:
+    """Everything in a room, never through a link, to an account that nobody else can look over the shoulder of."""
+    room.chmod(0o700)
+    for directory, names, files in os.walk(room):
+        for name in (*names, *files):
+            os.lchown(os.path.join(directory, name), *owner)
+    os.lchown(room, *owner)
 
 
 def furnish(room: Path, bound: BoundDescription, params: bytes) -> None:
