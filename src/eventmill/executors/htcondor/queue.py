@@ -90,6 +90,8 @@ class _Tracked:
     started_ms: int = 0
     releases: int = 0
     """How often it was let go again after the pool had held it."""
+    lets_go: bool = False
+    """It will be let go again: this hold is counted."""
     removed_for: jobs.Ending | None = None
     """Why we have removed it."""
     finished: Finished | None = None
@@ -271,6 +273,8 @@ class CondorQueue(Executor):
             self._work["look"].set()
             kept = {*self._attempts, *self._pending}
             await self._in_thread(self._rooms.clear_left, kept, ROOMS_KEPT_S)
+        if self._pool.event_log is None:
+            await self._in_thread(self._rooms.rotate, self.event_log)
         if not self._suspect or self._pending:
             return {}
         found: dict[str, str] = {}
@@ -490,6 +494,7 @@ class CondorQueue(Executor):
                 reached("unheld")
 
     def _released(self, tracked: _Tracked) -> None:
+        tracked.lets_go = False
         if tracked.stage is Stage.HELD:
             tracked.stage = Stage.RELEASED
 
@@ -585,6 +590,7 @@ class CondorQueue(Executor):
         if tracked.stage in (Stage.ENDING, Stage.ENDED) or tracked.running:
             return
         tracked.stage, tracked.running, tracked.started_ms = Stage.RELEASED, True, time_ms
+        tracked.lets_go = False
         job = tracked.job
         detail = {"job": tracked.id, "host": endings.host(facts)}
         handle = self._handle(tracked.id)
@@ -602,8 +608,11 @@ class CondorQueue(Executor):
         policy = tracked.job.on_hold
         if ending.timed_out or policy == "fail":
             self._take_away(tracked, ending, "held")
+        elif tracked.lets_go:
+            return  # told again, or seen in the queue
         elif isinstance(policy, endings.Release) and tracked.releases < policy.times:
             tracked.releases += 1
+            tracked.lets_go = True
             asyncio.get_running_loop().call_later(policy.after_s, self._let_go, tracked)
         elif isinstance(policy, endings.Release):
             self._take_away(tracked, ending, "held")

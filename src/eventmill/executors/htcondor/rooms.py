@@ -38,6 +38,9 @@ from eventmill.executors.htcondor import description
 from eventmill.executors.htcondor.endings import Policy, Release
 from eventmill.executors.jobs import PARAMS_FILE, RESULT_FILE, JobArchive
 
+LOG_BYTES_MAX = 64 << 20
+"""Of our own job log: some 8,000 jobs."""
+LOGS_KEPT = 2
 ARCHIVES_KEPT = 16
 """Descriptions that are kept read."""
 
@@ -172,6 +175,16 @@ class Rooms:
             with suppress(FileNotFoundError):  # it is being cleared
                 if entry.name not in names and entry.stat().st_mtime < before:
                     shutil.rmtree(entry.path, ignore_errors=True)
+
+    def rotate(self, log: Path) -> None:
+        """Let our own job log begin anew when it has become long: its reader follows renamed files, and who has one
+        open goes on writing there. What is older than the reader looks is what the audit is for."""
+        if not log.exists() or log.stat().st_size < LOG_BYTES_MAX:
+            return
+        names = [log, *(log.with_name(f"{log.name}.{n}") for n in range(1, LOGS_KEPT + 1))]
+        for older, newer in zip(names[:0:-1], names[-2::-1], strict=True):
+            if newer.exists():
+                newer.replace(older)
 
     def archive(self, digest: str, source: CodeSource, allowed: frozenset[str]) -> JobArchive:
         """A code's description, with its archive unpacked (`code`). Raises InvalidInput."""
