@@ -217,11 +217,12 @@ def test_held_by_hand_waits_for_somebody_also_when_the_server_is_started_anew(m:
 
 
 def test_held_by_hand_is_released_again_so_many_times(m: CondorMill) -> None:
-    on_hold(m, {"after": 0.5, "times": 1})
+    on_hold(m, {"after": 6, "times": 1})  # it is looked for meanwhile, and found to be held
     m.send("chain", {"seconds": 5}, "again")
     _, job, _ = until(m, "work", "again", RUNNING)
     m.condor.run("condor_hold", job)
     assert until(m, "work", "again", SUCCEEDED)[1] == job
+    on_hold(m, {"after": 0.5, "times": 1})
     m.send("chain", {"seconds": 20}, "twice")
     _, job, _ = until(m, "work", "twice", RUNNING)
     for starts in (1, 2):
