@@ -266,7 +266,9 @@ def test_batches_have_no_more_bytes_than_they_may(broker: Broker, name: str, tmp
         broker.create_topic(name)
         broker.produce(name, [*numbered(*range(30), pad=20_000), *numbered(30, pad=200_000), *numbered(31)])
         row = {"name": name, "start": "earliest"}
-        async with reading(tmp_path, settings(broker, row, group=name, limits={"batch_bytes": 100_000})) as r:
+        large = {"message.max.bytes": 64 << 20}  # more than is fetched ahead by default
+        given = settings(broker, row, group=name, limits={"batch_bytes": 100_000}, properties=large)
+        async with reading(tmp_path, given) as r:
             await r.until(lambda: sum(len(batch.values) for batch in r.batches) == 32, "all")
             assert max(sum(map(len, batch.values)) for batch in r.batches if len(batch.values) > 1) <= 100_000
             assert len(r.batches) < 32
