@@ -86,7 +86,7 @@ class Reader:
         self._batch_bytes = batch_bytes
         self._properties: dict[str, Any] = {
             "queued.max.messages.kbytes": _QUEUE_KB,
-            # one answer of a broker, which may come on top of a full queue; librdkafka wants it no smaller than the other
+            # one answer of a broker, which may come on top of a full queue; librdkafka wants it no smaller than that
             "fetch.max.bytes": max(_QUEUE_KB << 10, int(clients.get("message.max.bytes", 0))),
             "fetch.queue.backoff.ms": 10,  # a full local queue is looked at again so soon: the default costs throughput
             "topic.metadata.refresh.interval.ms": 10_000,  # how soon new topics and partitions are seen
