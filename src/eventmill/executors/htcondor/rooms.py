@@ -232,7 +232,11 @@ def furnish(room: Path, bound: BoundDescription, params: bytes) -> None:
     The scratch directory is empty, so that all that arrives in it is output (there is no `inputs.json`). A job that
     names its output files gets an empty result first: HTCondor holds a job that leaves out a file that was named.
     """
-    (room / "scratch").mkdir(parents=True, exist_ok=True)
-    (room / PARAMS_FILE).write_bytes(params)
+    path = str(room)  # thousands are made in a row: paths as text, and no question that need not be asked
+    for directory in (path, f"{path}/scratch"):
+        with suppress(FileExistsError):
+            os.mkdir(directory)
+    with open(f"{path}/{PARAMS_FILE}", "wb", 0) as file:
+        file.write(params)
     if bound.outputs is not None:
         (room / RESULT_FILE).write_bytes(b"{}")
