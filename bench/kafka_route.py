@@ -22,6 +22,7 @@ from tests.kafka.broker import Broker
 
 from bench.mill import mill
 from bench.result import Result, result, scratch
+from eventmill.backbone.kafka.consumer import QUEUE_KB
 from eventmill.cli.generate import DEFAULT_MIX
 from eventmill.cli.generating import Traffic, parse_mix
 from eventmill.config import Settings, load
@@ -94,7 +95,8 @@ def _drain(broker: Broker, settings: Settings) -> float:
     """Records a second by the plain client."""
     consumer = Consumer({
         "bootstrap.servers": broker.bootstrap, "group.id": "floor", "enable.auto.commit": False,
-        "auto.offset.reset": "error", "fetch.queue.backoff.ms": 10, "statistics.interval.ms": 10_000,
+        "auto.offset.reset": "error", "fetch.queue.backoff.ms": 10, "queued.max.messages.kbytes": QUEUE_KB,
+        "fetch.max.bytes": QUEUE_KB << 10, "statistics.interval.ms": 10_000,
         "stats_cb": lambda text: None,
     })  # fmt: skip
     consumer.assign([TopicPartition(TOPIC, n, 0) for n in range(PARTITIONS)])

@@ -48,7 +48,7 @@ _KEEP_S = 0.1
 """A paused consumer polls so often: the group's callbacks wait for it."""
 _AT_ONCE = 8000
 """Records in one hand-over: in fewer, this thread and the engine's would mostly wait for the interpreter's lock."""
-_QUEUE_KB = 16 << 10
+QUEUE_KB = 16 << 10
 """Records that librdkafka fetches ahead, of all partitions together. A hand-over is at most as large, and three may be
 about: one in this thread, one handed over, one with the engine."""
 _COMMIT_S = 1.0
@@ -85,9 +85,9 @@ class Reader:
         self._batch_max = batch_max
         self._batch_bytes = batch_bytes
         self._properties: dict[str, Any] = {
-            "queued.max.messages.kbytes": _QUEUE_KB,
+            "queued.max.messages.kbytes": QUEUE_KB,
             # one answer of a broker, which may come on top of a full queue; librdkafka wants it no smaller than that
-            "fetch.max.bytes": max(_QUEUE_KB << 10, int(clients.get("message.max.bytes", 0))),
+            "fetch.max.bytes": max(QUEUE_KB << 10, int(clients.get("message.max.bytes", 0))),
             "fetch.queue.backoff.ms": 10,  # a full local queue is looked at again so soon: the default costs throughput
             "topic.metadata.refresh.interval.ms": 10_000,  # how soon new topics and partitions are seen
             "statistics.interval.ms": _STATISTICS_MS,
