@@ -20,6 +20,7 @@ from eventmill.engine import Engine
 from eventmill.entities import Activation, State
 from eventmill.errors import LostPartition, Unavailable
 from eventmill.events import CloudEventsJson, Decoder
+from eventmill.executors import Accepted, Attempt
 from eventmill.store import SqliteStore
 from tests.engine.world import InProcess, World, event, settings
 
@@ -245,5 +246,29 @@ def test_without_its_home_a_server_ends(tmp_path: Path) -> None:
             a.engine.rules_changed()
             await asyncio.wait_for(a.engine.failed(), 5)
             assert isinstance(a.engine.problem, LostPartition)
+
+    run(tmp_path, body)
+
+
+def test_a_jobs_handle_that_came_in_between_counts_when_the_partition_comes_back(tmp_path: Path) -> None:
+    async def body(store: SqliteStore) -> None:
+        async with server(store, "a") as a:
+            a.jobs.functions["j"] = lambda _: {}
+            taken: list[Attempt] = []
+            a.jobs.submit = taken.extend  # type: ignore[method-assign, assignment]
+            await a.action("j", "job")
+            await a.rule("r", {"type": ["test"]}, "j")
+            await a.log.assign(1)
+            a.log.records(1, event(id="one"))
+            await a.until(lambda: bool(taken))
+            await store.transact(lambda tx: tx.claim_partition(TOPIC, 1, start=-1))  # somebody, who does nothing
+            await a.until_lost()
+            handle = a.jobs.handle(taken[0])
+            a.jobs.report(Accepted(activation=taken[0].activation, attempt=1, handle=handle))
+            await a.quiet()
+            assert a.jobs.released == []
+            await a.log.assign(1)
+            await a.until(lambda: a.jobs.released == [handle])
+            assert len(taken) == 1, "it was not submitted again"
 
     run(tmp_path, body)

@@ -30,7 +30,7 @@ from eventmill.engine.rulebook import RuleBook
 from eventmill.engine.turn import Turn
 from eventmill.entities import Action, Activation, Category
 from eventmill.errors import EventmillError, InvalidEntity, LostPartition, Unavailable
-from eventmill.executors import Attempt, Executor, Finished, Found, Recorded
+from eventmill.executors import Attempt, Executor, Found, Recorded, Report
 from eventmill.points import reached
 from eventmill.rules import Index, explain, parse
 from eventmill.store import COLLECTIONS, DeadLetter, Store, Tx
@@ -81,8 +81,8 @@ class Engine:
         )
         self._partitions: dict[int, Partition] = {}
         """What is ours, by its id."""
-        self._early: dict[str, tuple[str, Finished]] = {}
-        """Ends of activations whose partition is not ours: if it becomes ours (again), they count."""
+        self._early: dict[str, list[tuple[str, Report]]] = {}
+        """What was said of activations whose partition is not ours: if it becomes ours (again), that counts."""
         self._waiters: dict[str, asyncio.Future[Activation]] = {}
         self._followers: list[asyncio.Queue[tuple[list[Activation], list[DeadLetter]]]] = []
         self._landed = asyncio.Event()
@@ -407,7 +407,8 @@ class Engine:
     def _hand_over(self, turn: Turn) -> None:
         """After the commit: what the outside has to do."""
         self._flight.apply(turn.changes, turn.now_ms)
-        self._early.update({report.activation: (name, report) for name, report in turn.early})
+        for name, report in turn.early:
+            self._early.setdefault(report.activation, []).append((name, report))
         attempts: dict[str, list[Attempt]] = {}
         for activation, action in turn.handed.values():
             attempts.setdefault(self._runs(activation), []).append(_attempt(activation, action))
@@ -578,7 +579,7 @@ class Engine:
             more.append(partial(Turn.lose, lost=lost))
         self._ask_oneself([], more)
         early, self._early = self._early, {}
-        for name, report in early.values():
+        for name, report in (each for reports in early.values() for each in reports):
             self._inbox.reports(name, [report])
         self._inbox.wake()
 

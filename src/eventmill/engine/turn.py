@@ -85,8 +85,8 @@ class Turn:
     deadline: int | None = None
     """The earliest time limit of a chain that this turn knows of (epoch ms); of all, if it has `expired` some."""
     expired: bool = False
-    early: list[tuple[str, Finished]] = field(default_factory=list)
-    """(executor, end) of activations whose partition is not ours, at least not yet."""
+    early: list[tuple[str, Accepted | Finished]] = field(default_factory=list)
+    """(executor, report) of activations whose partition is not ours, at least not yet."""
     version: int = 0
     """Grows with everything that this turn changes."""
 
@@ -319,7 +319,8 @@ class Turn:
         for a in accepted:
             row = self._known.get(a.activation)
             if row is not None and row.partition not in self.owned:
-                continue  # its owner will find it, if that is us, or else the audit
+                self.early.append((executor, a))
+                continue
             if a.handle in good and row is not None and not row.cancelled:
                 self.accepted.append((executor, a.handle))
             else:

@@ -13,6 +13,8 @@ from eventmill.executors.htcondor.records import JobEvent, Kind
 
 RUNNING, REMOVED, COMPLETED, HELD = 2, 3, 4, 5
 """JobStatus."""
+BY_US: Final = "Eventmill: "
+"""How the reasons begin that we give for removing a job."""
 TIME_LIMITS: Final = (46, 47)
 """HoldReasonCode of allowed_job_duration and allowed_execute_duration."""
 ATTRIBUTES: Final = [
@@ -67,7 +69,11 @@ def of_ad(ad: Mapping[str, Any]) -> jobs.Ending:
 
 
 def _removed(facts: Mapping[str, Any]) -> jobs.Ending:
-    reason = facts.get("RemoveReason") or facts.get("Reason") or "no reason was given"
+    reason = str(facts.get("RemoveReason") or facts.get("Reason") or "no reason was given")
+    if f"{BY_US}cancelled" in reason:
+        return jobs.Ending(cancelled=True)
+    if f"{BY_US}held" in reason and "HoldReasonCode" in facts:  # by a server that did not live to see it
+        return of_hold(facts)
     return jobs.Ending(refused=f"the job was removed from the queue: {reason}")
 
 

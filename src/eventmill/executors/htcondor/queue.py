@@ -16,12 +16,13 @@ import asyncio
 import functools
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,7 +48,7 @@ from eventmill.executors.htcondor import description, endings
 from eventmill.executors.htcondor.client import Condor
 from eventmill.executors.htcondor.eventlog import EventLog
 from eventmill.executors.htcondor.history import FinalAd, HistoryDir
-from eventmill.executors.htcondor.records import JobEvent, Kind
+from eventmill.executors.htcondor.records import ACTIVATION, JobEvent, Kind
 from eventmill.executors.htcondor.rooms import Job, Rooms
 from eventmill.points import reached
 
@@ -60,6 +61,9 @@ AUDIT_S = 600.0
 """So often the queue is looked at for jobs whose events were missed."""
 ROOMS_KEPT_S = 7 * 86_400.0
 """The room of a job that is not known here goes after this: the job's partition may be another server's for a while."""
+HISTORY_MAX = 50
+"""Jobs that are looked for in the history at one go: it is read from its end, job by job."""
+FORGOTTEN_MAX = 10_000
 THREADS = 4
 LOCAL_SCHEDD = "local"
 """In handles and subjects: the schedd of this machine, where the configuration names none."""
@@ -166,6 +170,9 @@ class CondorQueue(Executor):
         self._unseen: set[str] = set()
         """Jobs that have to be looked for."""
         self._final_ads = None if pool.history_dir is None else HistoryDir(pool.history_dir)
+        self._log_trouble = ""
+        self._forgotten: deque[str] = deque(maxlen=FORGOTTEN_MAX)
+        """Files of final ads that are not wanted any more, if they come late."""
         self._final: dict[str, FinalAd] = {}
         """Of our jobs that have left the queue, by cluster.proc: kept until their ends are recorded."""
         self._suspect = True
@@ -261,6 +268,7 @@ class CondorQueue(Executor):
             self._go(self._in_thread(self._rooms.clear, [t.job for t in gone]))
         if self._final_ads is not None and (ads := [ad for t in gone if (ad := self._final.pop(t.id, None))]):
             self._go(self._final_ads.delete(ads))
+        self._forgotten.extend(f"history.{t.id}" for t in gone)
 
     async def held(self) -> dict[str, str]:
         """Orphans: held jobs of ours in the queue that this server does not know. It is asked for them after a start,
@@ -278,22 +286,24 @@ class CondorQueue(Executor):
         if not self._suspect or self._pending:
             return {}
         found: dict[str, str] = {}
-        try:
-            for identity in self._identities():
+        unheard = False
+        for identity in self._identities():
+            try:
                 found |= await self._orphans(identity)
-        except Unavailable:
-            return {}
+            except Unavailable:
+                unheard = True
         if self._pending:  # one of them may be a job whose number we are about to hear
             return {}
-        self._suspect = bool(found)  # an activation may have several, of which one was found
+        self._suspect = unheard or bool(found)  # an activation may have several, of which one was found
         return found
 
     async def _orphans(self, identity: str) -> dict[str, str]:
-        """Activation → handle. A job that the pool holds is one, too, if it has ended for us: a schedd that was killed
-        has started it again, without a room."""
+        """Activation → handle, whatever they are at: somebody may have released them all, and a schedd that was killed
+        may have started one again that has ended for us."""
         condor = self._condor(identity)
         owner = (await condor.ping())["identity"].partition("@")[0]  # anybody can set an attribute
-        constraint = f'EventmillServer == "{self._server}" && JobStatus == {endings.HELD} && Owner == "{owner}"'
+        alive = f"JobStatus =!= {endings.REMOVED} && JobStatus =!= {endings.COMPLETED}"
+        constraint = f'EventmillServer == "{self._server}" && {alive} && Owner == "{owner}"'
         ads = await condor.query(constraint, ["ClusterId", "ProcId", "EventmillActivation"])
         found = {_id(ad): str(ad["EventmillActivation"]) for ad in ads if _id(ad) not in self._jobs}
         self._strays |= dict.fromkeys(found, identity)
@@ -303,6 +313,10 @@ class CondorQueue(Executor):
         if self._failure is not None:
             return False, str(self._failure)
         troubles = {condor.trouble for condor in self._condors.values() if condor.trouble}
+        if self._pool.event_log is not None and not self.event_log.exists():
+            troubles.add(f"there is no event log {self.event_log}: ends are seen every ten minutes only")
+        if self._log_trouble:
+            troubles.add(self._log_trouble)
         stages = Counter(t.stage for t in self._jobs.values())
         line = (
             f"{stages[Stage.HELD]} jobs held, {stages[Stage.RELEASED]} released, {len(self._pending)} to be submitted"
@@ -381,8 +395,7 @@ class CondorQueue(Executor):
         for identity, some in identities.items():
             for cluster in description.clusters([each.commands for each in some]):
                 members = [some[index] for index in cluster.jobs]
-                if not await self._submit_cluster(identity, cluster, members):
-                    left += members
+                left += await self._submit_cluster(identity, cluster, members)
         return left
 
     def _is_dropped(self, attempt: Attempt) -> bool:
@@ -395,17 +408,22 @@ class CondorQueue(Executor):
         self._report(_unsubmitted(attempt, "cancelled", Status.APPLICATION_ERROR, final=True))
         return True
 
-    async def _submit_cluster(self, identity: str, cluster: description.Cluster, members: Sequence[_Prepared]) -> bool:
+    async def _submit_cluster(
+        self, identity: str, cluster: description.Cluster, members: list[_Prepared]
+    ) -> list[_Prepared]:
+        """One call; those that the schedd could not take now."""
         try:
             ids = await self._condor(identity).submit(cluster.commands, cluster.items)
         except InvalidInput as e:
-            for each in members:
-                self._refuse((each.attempt.activation, each.attempt.number), e)
-            return True
+            if len(members) > 1:  # one of them is refused: which one, the halves tell
+                half = len(members) // 2
+                return [*await self._submit_group(members[:half]), *await self._submit_group(members[half:])]
+            self._refuse((members[0].attempt.activation, members[0].attempt.number), e)
+            return []
         except Unavailable as e:
             self._suspect = True  # it may have been done all the same
             _log.error("pool %s: %d jobs wait: %s", self._name, len(self._pending), e)
-            return False
+            return members
         reached("submitted")
         for id, each in zip(ids, members, strict=True):
             key = each.attempt.activation, each.attempt.number
@@ -416,7 +434,7 @@ class CondorQueue(Executor):
                 self._dropped.discard(key)
                 self._take_away(tracked, jobs.Ending(cancelled=True), "cancelled")
             self._report(self._as_accepted(tracked))
-        return True
+        return []
 
     def _prepare(self, attempts: Sequence[Attempt]) -> list[_Prepared | Exception]:
         """In a thread: rooms and commands, or why there can be none."""
@@ -503,8 +521,10 @@ class CondorQueue(Executor):
             await self._work["remove"].wait()
             self._work["remove"].clear()
             while self._remove:
-                batch = list(self._remove)
-                await self._each(batch, lambda c, ids: c.remove(ids, "by Eventmill"), lambda _: None, self._remove)
+                for reason in set(self._remove.values()):
+                    batch = [id for id, why in self._remove.items() if why == reason]
+                    said = f"{endings.BY_US}{reason}"
+                    await self._each(batch, partial(_removal, reason=said), lambda _: None, self._remove)
 
     async def _each(
         self,
@@ -522,7 +542,7 @@ class CondorQueue(Executor):
         for identity, group in groups.items():
             try:
                 await call(self._condor(identity), group)
-            except Unavailable as e:
+            except EventmillError as e:
                 _log.error("pool %s: %d jobs wait to be released or removed: %s", self._name, len(waiting), e)
                 await asyncio.sleep(AGAIN_S)
                 continue
@@ -544,6 +564,7 @@ class CondorQueue(Executor):
         while True:
             try:
                 async for events in log:
+                    self._log_trouble = ""
                     for event in events:
                         tracked = self._jobs.get(f"{event.cluster}.{event.proc}")
                         if tracked is not None:
@@ -551,6 +572,7 @@ class CondorQueue(Executor):
                         elif event.attributes.get(description.SERVER) == self._server:
                             self._suspect |= _comes_again(event)
             except Unavailable as e:
+                self._log_trouble = str(e)
                 _log.error("pool %s: %s", self._name, e)
                 await asyncio.sleep(AGAIN_S)
 
@@ -560,8 +582,12 @@ class CondorQueue(Executor):
             try:
                 async for ads in outbox:
                     ours = {ad.file: ad for ad in ads if ad.attributes.get(description.SERVER) == self._server}
+                    late = [ad for ad in ours.values() if ad.file in self._forgotten]
+                    await outbox.delete(late)
                     for ad in ours.values():
                         id = f"{ad.cluster}.{ad.proc}"
+                        if ad in late:
+                            continue
                         self._final[id] = ad
                         if (tracked := self._jobs.get(id)) is not None:
                             self._left(tracked, ad)
@@ -572,10 +598,17 @@ class CondorQueue(Executor):
 
     def _left(self, tracked: _Tracked, ad: FinalAd) -> None:
         facts = ad.attributes
+        if not _is_of(tracked, facts):
+            return
         tracked.started_ms = tracked.started_ms or endings.started_ms(facts)
         self._ended(tracked, endings.ended_ms(facts), facts, endings.of_ad(facts))
 
     def _happened(self, tracked: _Tracked, event: JobEvent) -> None:
+        if not _is_of(tracked, event.attributes):  # of another schedd, or this one has begun to count anew
+            if ACTIVATION not in event.attributes and event.kind in (Kind.TERMINATED, Kind.ABORTED, Kind.HELD):
+                self._unseen.add(tracked.id)
+                self._work["look"].set()
+            return
         match event.kind:
             case Kind.EXECUTING:
                 self._runs(tracked, event.time_ms, event.attributes)
@@ -634,17 +667,30 @@ class CondorQueue(Executor):
 
     async def _end(self, tracked: _Tracked, time_ms: int, facts: Mapping[str, Any], ending: jobs.Ending) -> None:
         job = tracked.job
-        await self._in_thread(self._rooms.take_back, job)
-        usage = {"job": tracked.id, **endings.usage(facts, ending)}
-        tracked.finished = await self._in_thread(
-            functools.partial(
-                self._delivery.report, job.numbered(tracked.id), ending, self._rooms.room(job),
-                self._handle(tracked.id), usage=usage, started_ms=tracked.started_ms, ended_ms=time_ms,
-            )
-        )  # fmt: skip
+        try:
+            tracked.finished = await self._in_thread(self._concluded, tracked, time_ms, facts, ending)
+        except Exception as e:
+            _log.exception("pool %s: what job %s has left can't be dealt with", self._name, tracked.id)
+            error = orjson.dumps({"error": f"what the job has left can't be dealt with: {type(e).__name__}: {e}"})
+            tracked.finished = Finished(
+                activation=job.activation, attempt=job.attempt, status=Status.INTERNAL_ERROR, result=error, final=False,
+                started_ms=tracked.started_ms or time_ms, ended_ms=time_ms, handle=self._handle(tracked.id),
+            )  # fmt: skip
         reached("delivered")
         tracked.stage = Stage.ENDED
         self._report(tracked.finished)
+
+    def _concluded(self, tracked: _Tracked, time_ms: int, facts: Mapping[str, Any], ending: jobs.Ending) -> Finished:
+        """In a thread: what the job has left is delivered. Without its room nobody knows what that was."""
+        job = tracked.job
+        self._rooms.take_back(job)
+        if (ending.exit_code is not None or ending.signal is not None) and not self._rooms.was_used(job):
+            ending = jobs.Ending(lost=True)
+        usage = {"job": tracked.id, **endings.usage(facts, ending)}
+        return self._delivery.report(
+            job.numbered(tracked.id), ending, self._rooms.room(job), self._handle(tracked.id), usage=usage,
+            started_ms=tracked.started_ms, ended_ms=time_ms,
+        )  # fmt: skip
 
     # what the log has not pushed
 
@@ -667,14 +713,19 @@ class CondorQueue(Executor):
     async def _look(self, identity: str, ids: Sequence[str]) -> None:
         condor = self._condor(identity)
         queued = {_id(ad): ad for ad in await condor.query(_any_of(ids), endings.ATTRIBUTES)}
-        for id, ad in queued.items():
-            self._seen(self._jobs.get(id), ad)
-        if missing := [id for id in ids if id not in queued]:
-            ended = {_id(ad): ad for ad in await condor.history(missing, endings.ATTRIBUTES)}
+        found = [tracked for id in ids if (tracked := self._jobs.get(id)) is not None]
+        missing = [t for t in found if t.id not in queued or not _is_of(t, queued[t.id])]
+        for tracked in found:
+            if tracked not in missing:
+                self._seen(tracked, queued[tracked.id])
+        for start in range(0, len(missing), HISTORY_MAX):
+            some = missing[start : start + HISTORY_MAX]
             # one that has left the queue between the two questions is in the history
-            for id in missing:
-                if (tracked := self._jobs.get(id)) is not None:
-                    ad = ended.get(id, {})
+            ended = {_id(ad): ad for ad in await condor.history([t.id for t in some], endings.ATTRIBUTES)}
+            for tracked in some:
+                ad = ended.get(tracked.id, {})
+                if tracked.id in self._jobs:
+                    ad = ad if _is_of(tracked, ad) else {}
                     self._ended(tracked, endings.ended_ms(ad), ad, endings.of_ad(ad))
 
     def _seen(self, tracked: _Tracked | None, ad: Mapping[str, Any]) -> None:
@@ -757,6 +808,15 @@ class CondorQueue(Executor):
 
     async def _in_thread(self, call: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, functools.partial(call, *arguments))
+
+
+async def _removal(condor: Condor, ids: Sequence[str], reason: str) -> None:
+    await condor.remove(ids, reason)
+
+
+def _is_of(tracked: _Tracked, facts: Mapping[str, Any]) -> bool:
+    """Whether an ad or an event is this job's: its number alone may be another's, if the schedd was made anew."""
+    return facts.get(ACTIVATION) == tracked.job.activation
 
 
 def _id(ad: Mapping[str, Any]) -> str:

@@ -3,8 +3,8 @@
     identities/        the helpers' locks and tokens
     code/<digest>/     an archive, unpacked; read by all jobs of that code
     log/jobs.log       the jobs' events, where the pool's own log can't be read
+    facts/             what has to be known of a job when it has ended, if there is something
     rooms/<activation>.<attempt>/
-        job.json       what has to be known when the job has ended, if there is something
         params.json    transferred in
         scratch/       what the job leaves arrives here
         stdout, stderr
@@ -20,6 +20,7 @@ import os
 import pwd
 import secrets
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Collection, Sequence
@@ -104,9 +105,9 @@ class Rooms:
     def open(self) -> str:
         """Take the directory; the number that jobs of this server have. Codes go when there is no job. Raises
         Unavailable if another server has it."""
-        for name in ("log", "identities"):
+        for name in ("log", "identities", "facts"):
             (self._root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
-        for name, mode in (("rooms", 0o711), ("code", 0o755)):
+        for name, mode in (("rooms", 0o711), ("code", 0o711)):
             (self._place / name).mkdir(parents=True, exist_ok=True)
             (self._place / name).chmod(mode if self._shared else 0o700)
         self._lock = os.open(self._root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -138,23 +139,34 @@ class Rooms:
         """Make the room of a job that is about to be submitted, for the account of its owner. Raises InvalidInput if
         there is none of this name."""
         room = self.room(job)
+        if self._shared:
+            shutil.rmtree(room, ignore_errors=True)  # it may have been somebody's already
         furnish(room, job.description, params)
         if not job.is_plain:
-            (room / "job.json").write_bytes(job.to_json())
+            self._facts(job.activation, job.attempt).write_bytes(job.to_json())
         if self._shared:
             _give(room, _account(owner))
         return room
+
+    def _facts(self, activation: str, attempt: int) -> Path:
+        """Not in the room, which may be another account's."""
+        return self._root / "facts" / f"{activation}.{attempt}.json"
+
+    def was_used(self, job: Job) -> bool:
+        """Whether HTCondor has put something there: it always does, before a job ends."""
+        return (self.room(job) / "stdout").exists()
 
     def take_back(self, job: Job) -> None:
         """The job has ended: what it has left is the server's account's from now on."""
         if self._shared and self.room(job).exists():
             _give(self.room(job), (os.getuid(), os.getgid()))
+            _without_links(self.room(job))
 
     def job(self, activation: str, attempt: int, namespace: str) -> Job:
         """A job as its room remembers it; a plain one leaves nothing to be remembered."""
         try:
-            return Job.from_json((self._path(activation, attempt) / "job.json").read_bytes())
-        except (OSError, orjson.JSONDecodeError):
+            return Job.from_json(self._facts(activation, attempt).read_bytes())
+        except (OSError, KeyError, TypeError, ValueError):  # none, or another version's
             bare = BoundDescription(executable="")
             return Job(
                 activation=activation, attempt=attempt, namespace=namespace, code="", description=bare,
@@ -165,6 +177,7 @@ class Rooms:
         """The ends of these are recorded."""
         for job in gone:
             shutil.rmtree(self.room(job), ignore_errors=True)
+            self._facts(job.activation, job.attempt).unlink(missing_ok=True)
 
     def clear_left(self, kept: Collection[tuple[str, int]], after_s: float) -> None:
         """Clear rooms of jobs that are none of these (activation, attempt), and older: a server was killed when a
@@ -173,8 +186,9 @@ class Rooms:
         before = time.time() - after_s
         for entry in os.scandir(self._place / "rooms"):
             with suppress(FileNotFoundError):  # it is being cleared
-                if entry.name not in names and entry.stat().st_mtime < before:
+                if entry.name not in names and entry.stat(follow_symlinks=False).st_mtime < before:
                     shutil.rmtree(entry.path, ignore_errors=True)
+                    (self._root / "facts" / f"{entry.name}.json").unlink(missing_ok=True)
 
     def rotate(self, log: Path) -> None:
         """Let our own job log begin anew when it has become long: its reader follows renamed files, and who has one
@@ -219,11 +233,21 @@ def _account(name: str) -> tuple[int, int]:
 
 def _give(room: Path, owner: tuple[int, int]) -> None:
     """Everything in a room, never through a link, to an account that nobody else can look over the shoulder of."""
+    os.lchown(room, *owner)  # first: from now on nobody else gets in
     room.chmod(0o700)
-    for directory, names, files in os.walk(room):
+    for _, names, files, descriptor in os.fwalk(room):  # by descriptors, so that no directory is swapped for a link
         for name in (*names, *files):
-            os.lchown(os.path.join(directory, name), *owner)
-    os.lchown(room, *owner)
+            with suppress(FileNotFoundError):
+                os.chown(name, *owner, dir_fd=descriptor, follow_symlinks=False)
+
+
+def _without_links(room: Path) -> None:
+    """Links are never delivered; in another account's room they could lead the server anywhere."""
+    for _, names, files, descriptor in os.fwalk(room):
+        for name in (*names, *files):
+            if stat.S_ISLNK(os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode):
+                os.unlink(name, dir_fd=descriptor)
+    (room / "scratch").mkdir(exist_ok=True)
 
 
 def furnish(room: Path, bound: BoundDescription, params: bytes) -> None:
