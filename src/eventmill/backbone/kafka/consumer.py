@@ -52,7 +52,7 @@ QUEUE_KB = 16 << 10
 """Records that librdkafka fetches ahead, of all partitions together. A hand-over is at most as large, and three may be
 about: one in this thread, one handed over, one with the engine."""
 _COMMIT_S = 1.0
-_LAST_S = 1.0
+_LAST_S = 3.0
 _AGAIN_S = 2.0
 _ANSWERS_S = 15.0
 """The longest that Kafka is asked about topics at one go: the group waits meanwhile."""

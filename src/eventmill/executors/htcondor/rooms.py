@@ -257,9 +257,9 @@ def furnish(room: Path, bound: BoundDescription, params: bytes) -> None:
     names its output files gets an empty result first: HTCondor holds a job that leaves out a file that was named.
     """
     path = str(room)  # thousands are made in a row: paths as text, and no question that need not be asked
-    for directory in (path, f"{path}/scratch"):
-        with suppress(FileExistsError):
-            os.mkdir(directory)
+    os.makedirs(path, exist_ok=True)
+    with suppress(FileExistsError):
+        os.mkdir(f"{path}/scratch")
     with open(f"{path}/{PARAMS_FILE}", "wb", 0) as file:
         file.write(params)
     if bound.outputs is not None:
