@@ -362,7 +362,8 @@ class Reader:
         try:
             if last:
                 consumer.committed(last, timeout=_LAST_S)
-                self._commit(consumer, at_once=True)
+                offsets = [self._mark((p.topic, p.partition), self._dealt[p.topic, p.partition]) for p in last]
+                consumer.commit(offsets=offsets, asynchronous=False)
         except KafkaException as e:
             _log.debug("the last offsets are not committed: %s", e)
 

@@ -171,6 +171,8 @@ class CondorQueue(Executor):
         """Jobs that have to be looked for."""
         self._final_ads = None if pool.history_dir is None else HistoryDir(pool.history_dir)
         self._log_trouble = ""
+        self._log_is_informed = False
+        """Each event comes with the job's attributes, sooner or later; else they have to be asked for."""
         self._forgotten: deque[str] = deque(maxlen=FORGOTTEN_MAX)
         """Files of final ads that are not wanted any more, if they come late."""
         self._final: dict[str, FinalAd] = {}
@@ -565,6 +567,7 @@ class CondorQueue(Executor):
             try:
                 async for events in log:
                     self._log_trouble = ""
+                    self._log_is_informed |= any(event.informed for event in events)
                     for event in events:
                         tracked = self._jobs.get(f"{event.cluster}.{event.proc}")
                         if tracked is not None:
@@ -605,7 +608,8 @@ class CondorQueue(Executor):
 
     def _happened(self, tracked: _Tracked, event: JobEvent) -> None:
         if not _is_of(tracked, event.attributes):  # of another schedd, or this one has begun to count anew
-            if ACTIVATION not in event.attributes and event.kind in (Kind.TERMINATED, Kind.ABORTED, Kind.HELD):
+            tells = event.kind in (Kind.TERMINATED, Kind.ABORTED, Kind.HELD)
+            if ACTIVATION not in event.attributes and tells and not self._log_is_informed:
                 self._unseen.add(tracked.id)
                 self._work["look"].set()
             return
