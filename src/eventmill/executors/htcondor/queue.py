@@ -3,17 +3,16 @@
 It owns one directory, with a room for each job, and what it knows of jobs in memory. It never lets a job run that was
 not recorded: what it submits is held until `release`. The log wakes it up; what it has missed stands in queue and
 history, which are asked after a start, when something has gone wrong, and by a slow audit, but not otherwise. Events
-count only for jobs that it has submitted itself, or that are recorded: their number decides, not an attribute that
-anybody can set.
+count only for jobs that it has submitted itself, or that are recorded: by their number, which nobody can choose, and by
+their activation, since a schedd that is made anew counts from the beginning.
 
-All methods and all state belong to the event loop. Files are read and written in threads; the bindings live in helper
-processes (`client`), one for each identity.
+All methods and all state belong to the event loop, but for two memos that `_prepare` fills in its thread. Files are
+read and written in threads; the bindings live in helper processes (`client`), one for each identity.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import time
 from collections import Counter, deque
@@ -32,6 +31,7 @@ from eventmill.config import Pool
 from eventmill.entities import Status
 from eventmill.errors import EventmillError, InvalidInput, Unavailable
 from eventmill.executors import jobs
+from eventmill.executors.background import Background
 from eventmill.executors.base import (
     Accepted,
     Attempt,
@@ -89,7 +89,6 @@ class _Tracked:
     """cluster.proc"""
     identity: str
     stage: Stage = Stage.HELD
-    cancelled: bool = False
     running: bool = False
     started_ms: int = 0
     releases: int = 0
@@ -183,10 +182,7 @@ class CondorQueue(Executor):
         """Those of them that were seen: cluster.proc → identity."""
         self._audited = time.monotonic()
         self._work = {name: asyncio.Event() for name in ("submit", "release", "remove", "look")}
-        self._reports: list[Report] = []
-        self._reported = asyncio.Event()
-        self._background: set[asyncio.Task[None]] = set()
-        self._failure: BaseException | None = None
+        self._background = Background()
         self._stopping = False
 
     # the contract
@@ -196,22 +192,22 @@ class CondorQueue(Executor):
         self._terms = replace(self._terms, server=self._server)
         # from here on: what happened before stands in queue and history, where recorded jobs are looked for
         events = EventLog(self.event_log, at_end=True)
-        self._go(self._follow(events))
+        self._background.go(self._follow(events))
         if self._final_ads is not None:
-            self._go(self._follow_history(self._final_ads))
+            self._background.go(self._follow_history(self._final_ads))
         for loop in (self._submitter(), self._releaser(), self._remover(), self._looker()):
-            self._go(loop)
+            self._background.go(loop)
         with suppress(Unavailable):  # it is said in `condition`; jobs wait
             await self._condor(next(iter(self._identities()))).ping()
 
     async def stop(self) -> None:
         self._stopping = True
-        for task in list(self._background):
+        for task in list(self._background.tasks):
             task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        await asyncio.gather(*self._background.tasks, return_exceptions=True)
         for condor in self._condors.values():
             await condor.stop()
-        self._reports.clear()
+        self._background.silence()
         await asyncio.to_thread(self._threads.shutdown)
         self._rooms.close()
 
@@ -219,7 +215,7 @@ class CondorQueue(Executor):
         for attempt in attempts:
             key = attempt.activation, attempt.number
             if tracked := self._attempts.get(key):
-                self._report(self._as_accepted(tracked), *([tracked.finished] if tracked.finished else []))
+                self._background.report(self._as_accepted(tracked), *([tracked.finished] if tracked.finished else []))
             elif key not in self._pending:
                 self._pending[key] = attempt
                 self._queue.append(key)
@@ -237,7 +233,6 @@ class CondorQueue(Executor):
                 self._dropped.update(key for key in self._pending if key[0] == activation)
             for tracked in [t for t in self._jobs.values() if t.job.activation == activation]:
                 if handle in (None, self._handle(tracked.id)) and tracked.stage in (Stage.HELD, Stage.RELEASED):
-                    tracked.cancelled = True
                     self._take_away(tracked, jobs.Ending(cancelled=True), "cancelled")
             if handle is not None and (id := self._id(handle)) is not None and id not in self._jobs:
                 self._remove[id] = "never recorded"  # an orphan
@@ -267,13 +262,13 @@ class CondorQueue(Executor):
             del self._jobs[tracked.id]
             self._attempts.pop((tracked.job.activation, tracked.job.attempt), None)
         if gone:
-            self._go(self._in_thread(self._rooms.clear, [t.job for t in gone]))
+            self._background.go(self._in_thread(self._rooms.clear, [t.job for t in gone]))
         if self._final_ads is not None and (ads := [ad for t in gone if (ad := self._final.pop(t.id, None))]):
-            self._go(self._final_ads.delete(ads))
+            self._background.go(self._final_ads.delete(ads))
         self._forgotten.extend(f"history.{t.id}" for t in gone)
 
     async def held(self) -> dict[str, str]:
-        """Orphans: held jobs of ours in the queue that this server does not know. It is asked for them after a start,
+        """Orphans: jobs of ours in the queue that this server does not know. It is asked for them after a start,
         after a submit whose outcome nobody knows, and when one shows itself. Beside that, missed events are looked
         for, and rooms that a killed server has left are cleared."""
         if time.monotonic() >= self._audited + AUDIT_S:
@@ -312,8 +307,8 @@ class CondorQueue(Executor):
         return {activation: self._handle(id) for id, activation in found.items()}
 
     def condition(self) -> tuple[bool, str]:
-        if self._failure is not None:
-            return False, str(self._failure)
+        if self._background.failure is not None:
+            return False, str(self._background.failure)
         troubles = {condor.trouble for condor in self._condors.values() if condor.trouble}
         if self._pool.event_log is not None and not self.event_log.exists():
             troubles.add(f"there is no event log {self.event_log}: ends are seen every ten minutes only")
@@ -332,15 +327,8 @@ class CondorQueue(Executor):
             total.update(condor.calls)
         return total
 
-    async def reports(self) -> AsyncIterator[list[Report]]:
-        while True:
-            await self._reported.wait()
-            self._reported.clear()
-            if self._failure is not None:
-                raise self._failure
-            batch, self._reports = self._reports, []
-            if batch:
-                yield batch
+    def reports(self) -> AsyncIterator[list[Report]]:
+        return self._background.reports()
 
     # submitting
 
@@ -407,7 +395,7 @@ class CondorQueue(Executor):
             return False
         self._dropped.discard(key)
         del self._pending[key]
-        self._report(_unsubmitted(attempt, "cancelled", Status.APPLICATION_ERROR, final=True))
+        self._background.report(_unsubmitted(attempt, "cancelled", Status.APPLICATION_ERROR, final=True))
         return True
 
     async def _submit_cluster(
@@ -435,7 +423,7 @@ class CondorQueue(Executor):
             if key in self._dropped:  # meanwhile
                 self._dropped.discard(key)
                 self._take_away(tracked, jobs.Ending(cancelled=True), "cancelled")
-            self._report(self._as_accepted(tracked))
+            self._background.report(self._as_accepted(tracked))
         return []
 
     def _prepare(self, attempts: Sequence[Attempt]) -> list[_Prepared | Exception]:
@@ -497,10 +485,11 @@ class CondorQueue(Executor):
 
     def _refuse(self, key: tuple[str, int], why: Exception) -> None:
         attempt = self._pending.pop(key)
+        self._dropped.discard(key)
         own = isinstance(why, EventmillError)
         text = str(why) if own else f"can't submit the job: {getattr(why, 'strerror', why)}"
         status = Status.DEVELOPER_ERROR if own else Status.INTERNAL_ERROR
-        self._report(_unsubmitted(attempt, text, status, final=own))
+        self._background.report(_unsubmitted(attempt, text, status, final=own))
 
     # releasing, removing
 
@@ -522,9 +511,10 @@ class CondorQueue(Executor):
         while True:
             await self._work["remove"].wait()
             self._work["remove"].clear()
-            while self._remove:
-                for reason in set(self._remove.values()):
-                    batch = [id for id, why in self._remove.items() if why == reason]
+            # what was found after a restart may have another's number by now: that is looked at first
+            while waiting := {id: why for id, why in self._remove.items() if id not in self._unseen}:
+                for reason in set(waiting.values()):
+                    batch = [id for id, why in waiting.items() if why == reason]
                     said = f"{endings.BY_US}{reason}"
                     await self._each(batch, partial(_removal, reason=said), lambda _: None, self._remove)
 
@@ -631,7 +621,7 @@ class CondorQueue(Executor):
         job = tracked.job
         detail = {"job": tracked.id, "host": endings.host(facts)}
         handle = self._handle(tracked.id)
-        self._report(
+        self._background.report(
             Started(activation=job.activation, attempt=job.attempt, handle=handle, time_ms=time_ms, detail=detail)
         )
 
@@ -664,10 +654,11 @@ class CondorQueue(Executor):
             return
         tracked.stage = Stage.ENDING
         self._release.pop(tracked.id, None)
+        self._remove.pop(tracked.id, None)
         self._unseen.discard(tracked.id)
         if ending.exit_code is None and ending.signal is None and tracked.removed_for is not None:
             ending = tracked.removed_for
-        self._go(self._end(tracked, time_ms or _now(), facts, ending))
+        self._background.go(self._end(tracked, time_ms or _now(), facts, ending))
 
     async def _end(self, tracked: _Tracked, time_ms: int, facts: Mapping[str, Any], ending: jobs.Ending) -> None:
         job = tracked.job
@@ -682,7 +673,7 @@ class CondorQueue(Executor):
             )  # fmt: skip
         reached("delivered")
         tracked.stage = Stage.ENDED
-        self._report(tracked.finished)
+        self._background.report(tracked.finished)
 
     def _concluded(self, tracked: _Tracked, time_ms: int, facts: Mapping[str, Any], ending: jobs.Ending) -> Finished:
         """In a thread: what the job has left is delivered. Without its room nobody knows what that was."""
@@ -710,6 +701,7 @@ class CondorQueue(Executor):
                         for start in range(0, len(ids), description.JOBS_PER_CLUSTER):
                             await self._look(identity, ids[start : start + description.JOBS_PER_CLUSTER])
                             self._work["release"].set()
+                            self._work["remove"].set()
                 self._unseen &= self._jobs.keys()
                 if self._unseen:
                     await asyncio.sleep(AGAIN_S)
@@ -732,9 +724,9 @@ class CondorQueue(Executor):
                     ad = ad if _is_of(tracked, ad) else {}
                     self._ended(tracked, endings.ended_ms(ad), ad, endings.of_ad(ad))
 
-    def _seen(self, tracked: _Tracked | None, ad: Mapping[str, Any]) -> None:
+    def _seen(self, tracked: _Tracked, ad: Mapping[str, Any]) -> None:
         """A job that is in the queue."""
-        if tracked is None or tracked.stage in (Stage.ENDING, Stage.ENDED):
+        if tracked.stage in (Stage.ENDING, Stage.ENDED):
             return
         status, code = ad.get("JobStatus"), ad.get("HoldReasonCode")
         if status in (endings.COMPLETED, endings.REMOVED):
@@ -794,24 +786,8 @@ class CondorQueue(Executor):
         job = tracked.job
         return Accepted(activation=job.activation, attempt=job.attempt, handle=self._handle(tracked.id))
 
-    def _report(self, *reports: Report) -> None:
-        self._reports.extend(reports)
-        self._reported.set()
-
-    def _go(self, work: Coroutine[Any, Any, None]) -> None:
-        """Let this go on by itself; if it fails, `reports` raises what it failed with."""
-        going = asyncio.get_running_loop().create_task(work)
-        self._background.add(going)
-        going.add_done_callback(self._gone)
-
-    def _gone(self, done: asyncio.Task[None]) -> None:
-        self._background.discard(done)
-        if not done.cancelled() and (error := done.exception()) is not None:
-            self._failure = self._failure or error
-            self._reported.set()
-
     async def _in_thread(self, call: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, functools.partial(call, *arguments))
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(call, *arguments))
 
 
 async def _removal(condor: Condor, ids: Sequence[str], reason: str) -> None:

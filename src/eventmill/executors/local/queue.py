@@ -15,7 +15,7 @@ import functools
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -28,6 +28,7 @@ import orjson
 
 from eventmill.entities import Status
 from eventmill.errors import EventmillError, InvalidDescription, InvalidInput
+from eventmill.executors.background import Background
 from eventmill.executors.base import Accepted, Attempt, CodeSource, Executor, Finished, Found, Recorded, Report, Started
 from eventmill.executors.delivery import Delivery
 from eventmill.executors.jobs import JobArchive, read_archive
@@ -120,10 +121,7 @@ class LocalQueue(Executor):
         """Attempts whose acceptance is under way → whether they have been cancelled meanwhile."""
         self._accept_lock = asyncio.Lock()
         self._archives: dict[str, JobArchive] = {}
-        self._reports: list[Report] = []
-        self._reported = asyncio.Event()
-        self._background: set[asyncio.Task[None]] = set()
-        self._failure: BaseException | None = None
+        self._background = Background()
         self._stopping = False
 
     # ---- the contract
@@ -135,11 +133,11 @@ class LocalQueue(Executor):
 
     async def stop(self) -> None:
         self._stopping = True
-        while self._background:
-            await asyncio.wait(self._background)
+        while self._background.tasks:
+            await asyncio.wait(self._background.tasks)
         for tracked in self._jobs.values():
             self._unwatch(tracked)
-        self._reports.clear()
+        self._background.silence()
         self._disk.shutdown()
         self._workers.shutdown()
         self._spool.close()
@@ -150,19 +148,19 @@ class LocalQueue(Executor):
         for attempt in attempts:
             key = attempt.activation, attempt.number
             if tracked := known.get(key):
-                self._report(*self._repeated(tracked))
+                self._background.report(*self._repeated(tracked))
             elif key not in self._accepting:
                 self._accepting[key] = False
                 new.append(attempt)
         if new:
-            self._go(self._accept(new))
+            self._background.go(self._accept(new))
 
     def release(self, handles: Sequence[str]) -> None:
         held = [tracked for tracked in map(self._by_handle, handles) if tracked and tracked.stage is Stage.HELD]
         for tracked in held:
             tracked.stage = Stage.WAITING
         if held:
-            self._go(self._release(held))
+            self._background.go(self._release(held))
 
     def cancel(self, activations: Mapping[str, str | None]) -> None:
         for activation, handle in activations.items():
@@ -190,15 +188,8 @@ class LocalQueue(Executor):
         if ended:
             self._remove(ended)
 
-    async def reports(self) -> AsyncIterator[list[Report]]:
-        while True:
-            await self._reported.wait()
-            self._reported.clear()
-            if self._failure is not None:
-                raise self._failure
-            batch, self._reports = self._reports, []
-            if batch:
-                yield batch
+    def reports(self) -> AsyncIterator[list[Report]]:
+        return self._background.reports()
 
     async def held(self) -> dict[str, str]:
         """Orphans: what an earlier server accepted and neither it nor this one has released. They never run, not even
@@ -207,8 +198,8 @@ class LocalQueue(Executor):
         return {t.job.activation: self._handle(cluster) for cluster, t in self._jobs.items() if t.orphan}
 
     def condition(self) -> tuple[bool, str]:
-        if self._failure is not None:
-            return False, str(self._failure)
+        if self._background.failure is not None:
+            return False, str(self._background.failure)
         stages = [tracked.stage for tracked in self._jobs.values()]
         return True, f"{stages.count(Stage.RUNNING)} jobs run, {stages.count(Stage.WAITING)} wait for slots"
 
@@ -291,10 +282,10 @@ class LocalQueue(Executor):
     def _accepted(self, attempt: Attempt, outcome: Job | Exception) -> None:
         cancelled = self._accepting.pop((attempt.activation, attempt.number))
         if isinstance(outcome, Exception):
-            self._report(_refused(attempt, outcome))
+            self._background.report(_refused(attempt, outcome))
             return
         tracked = self._jobs[outcome.cluster] = _Tracked(outcome)
-        self._report(self._as_accepted(tracked))
+        self._background.report(self._as_accepted(tracked))
         if cancelled:
             self._cancel(tracked)
 
@@ -309,7 +300,7 @@ class LocalQueue(Executor):
                 continue
             if problem:
                 tracked.stage = Stage.STARTING
-                self._go(self._end_unstarted(tracked, End(failed=problem, ended_ms=_now())))
+                self._background.go(self._end_unstarted(tracked, End(failed=problem, ended_ms=_now())))
             else:
                 self._slots.wait(tracked.job.cluster, tracked.job.request)
         self._start_fitting()
@@ -322,7 +313,7 @@ class LocalQueue(Executor):
         for cluster in self._slots.take():
             tracked = self._jobs[cluster]
             tracked.stage = Stage.STARTING
-            self._go(self._start(tracked))
+            self._background.go(self._start(tracked))
 
     async def _start(self, tracked: _Tracked) -> None:
         try:
@@ -343,7 +334,7 @@ class LocalQueue(Executor):
             self._ending(tracked)
             return
         tracked.stage, tracked.pidfd = Stage.RUNNING, pidfd
-        self._report(self._as_started(tracked, claim))
+        self._background.report(self._as_started(tracked, claim))
         asyncio.get_running_loop().add_reader(pidfd, self._shim_gone, tracked, claim.pid)
         if tracked.cancelled:
             self._cancel(tracked)
@@ -357,14 +348,14 @@ class LocalQueue(Executor):
     def _ending(self, tracked: _Tracked) -> None:
         tracked.stage = Stage.ENDING
         self._slots.give_back(tracked.job.cluster)
-        self._go(self._end(tracked))
+        self._background.go(self._end(tracked))
         self._start_fitting()
 
     async def _end(self, tracked: _Tracked) -> None:
         handle = self._handle(tracked.job.cluster)
         tracked.finished = await self._in_worker(self._ender.end, tracked.job, handle)
         tracked.stage = Stage.ENDED
-        self._report(tracked.finished)
+        self._background.report(tracked.finished)
 
     async def _end_unstarted(self, tracked: _Tracked, end: End) -> None:
         """End a job that has not been started, or join it if it has been after all."""
@@ -388,14 +379,14 @@ class LocalQueue(Executor):
             signal.pidfd_send_signal(tracked.pidfd, shim.CANCEL)
         elif tracked.stage in (Stage.HELD, Stage.WAITING):
             tracked.stage = Stage.STARTING
-            self._go(self._end_unstarted(tracked, End(cancelled=True, ended_ms=_now())))
+            self._background.go(self._end_unstarted(tracked, End(cancelled=True, ended_ms=_now())))
         tracked.cancelled = True
 
     def _remove(self, gone: Sequence[_Tracked]) -> None:
         clusters = [tracked.job.cluster for tracked in gone]
         for cluster in clusters:
             del self._jobs[cluster]
-        self._go(self._on_disk(self._spool.clear, clusters))
+        self._background.go(self._on_disk(self._spool.clear, clusters))
 
     def _unwatch(self, tracked: _Tracked) -> None:
         if tracked.pidfd >= 0:
@@ -436,10 +427,6 @@ class LocalQueue(Executor):
             detail={"host": claim.host, "pid": claim.job_pid},
         )
 
-    def _report(self, *reports: Report) -> None:
-        self._reports.extend(reports)
-        self._reported.set()
-
     def _handle(self, cluster: int) -> str:
         return f"{self._name}#{cluster}.0"
 
@@ -447,18 +434,6 @@ class LocalQueue(Executor):
         pool, _, number = handle.rpartition("#")
         cluster = number.removesuffix(".0")
         return self._jobs.get(int(cluster)) if pool == self._name and cluster.isdecimal() else None
-
-    def _go(self, work: Coroutine[Any, Any, None]) -> None:
-        """Let this go on by itself; if it fails, `reports` raises what it failed with."""
-        going = asyncio.get_running_loop().create_task(work)
-        self._background.add(going)
-        going.add_done_callback(self._gone)
-
-    def _gone(self, done: asyncio.Task[None]) -> None:
-        self._background.discard(done)
-        if not done.cancelled() and (error := done.exception()) is not None:
-            self._failure = self._failure or error
-            self._reported.set()
 
     async def _on_disk(self, call: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._disk, functools.partial(call, *arguments))
