@@ -20,7 +20,7 @@ FLOORS = {
     "executors": 4,
     "backbone": 3, "store": 3,
     "rules": 2, "entities": 2,
-    "events": 1, "errors": 1, "config": 1, "points": 1,
+    "events": 1, "errors": 1, "config": 1, "points": 1, "signing": 1,
     "sdk": 0,
 }  # fmt: skip
 

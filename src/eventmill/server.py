@@ -39,6 +39,7 @@ from eventmill.executors.htcondor import LOCAL_SCHEDD, CondorQueue
 from eventmill.executors.local import LocalQueue
 from eventmill.executors.pool import Pool
 from eventmill.sdk.event import PATHS_ENV, Event
+from eventmill.signing import Signer, new_key
 from eventmill.sources import CondorSource, FileSource, Schedule, ScheduleSource, SourceError, parse_schedule
 from eventmill.store import SqliteStore, Store, Tx
 
@@ -88,6 +89,7 @@ async def _serve(
     ready: Callable[[Running], Awaitable[None]] | None,
 ) -> None:
     key = await _first_key(store, data_dir)
+    signer = _signer(data_dir)
     paths = PathTable(settings.paths)
     backbone = _backbone(settings, store, data_dir, paths)
     executors = _executors(settings, store, data_dir, paths)
@@ -95,7 +97,7 @@ async def _serve(
     schedules = ScheduleSource(_emitter(backbone), _State(store))
     http = _Http(_http_config(Services(
         store=store, engine=engine, backbone=backbone, settings=settings, metrics=CollectorRegistry(),
-        check_schedule=partial(parse_schedule, "schedule"),
+        signer=signer, check_schedule=partial(parse_schedule, "schedule"),
     )))  # fmt: skip
     url = f"http://{_shown(settings.server.host)}:{sock.getsockname()[1]}"
 
@@ -369,6 +371,14 @@ async def _first_key(store: Store, data_dir: Path) -> str:
     key = await store.transact(lambda tx: tx.keys.create(DEFAULT_NAMESPACE, [""], now_ms), durable=True)
     _write(file, key + "\n", 0o600)
     return key
+
+
+def _signer(data_dir: Path) -> Signer:
+    """What signs the tokens of activations: its key outlives the server, as their jobs do."""
+    file = data_dir / "signing-key"
+    if not file.exists():
+        _write(file, new_key().hex(), 0o600)
+    return Signer(bytes.fromhex(file.read_text()))
 
 
 def _write(file: Path, text: str, mode: int) -> None:

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from eventmill.backbone import Backbone
 from eventmill.config import Settings
 from eventmill.engine import Engine
+from eventmill.signing import Signer, new_key
 from eventmill.store import Store
 
 
@@ -21,6 +22,7 @@ class Services:
     `metrics`: where counters are registered, and what /metrics shows.
     `check_schedule`: raises InvalidInput for an annotation `schedule` that can't be used. It comes from the sources,
     which this room may not know.
+    `signer`: knows the tokens of the activations under way.
     """
 
     store: Store
@@ -28,4 +30,5 @@ class Services:
     backbone: Backbone
     settings: Settings
     metrics: CollectorRegistry = field(default_factory=CollectorRegistry)
+    signer: Signer = field(default_factory=lambda: Signer(new_key()))
     check_schedule: Callable[[Mapping[str, Any]], object] = field(kw_only=True)
