@@ -15,6 +15,7 @@ from eventmill.api.activations import Activations
 from eventmill.api.auth import Authenticator
 from eventmill.api.errors import NO_SUCH_PATH, Refusal
 from eventmill.api.front import Front
+from eventmill.api.invocation import Invocations
 from eventmill.api.own import Own
 from eventmill.api.packages import Packages
 from eventmill.api.revisions import Revisions
@@ -31,7 +32,7 @@ def create_app(services: Services) -> Starlette:
     revisions = Revisions()
     routes = [
         *ingress.routes(services),
-        *Actions(services, revisions).routes(),
+        *Actions(services, Invocations(services, revisions)).routes(),
         *Triggers(services).routes(),
         *Activations(services, revisions).routes(),
         *Rules(services).routes(),
