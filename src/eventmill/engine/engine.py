@@ -38,6 +38,8 @@ from eventmill.store import COLLECTIONS, DeadLetter, Store, Tx
 _log = logging.getLogger(__name__)
 
 FUNCTIONS = "functions"
+OWN_KINDS = ("http",)
+"""Kinds of functions with an executor of their own, which has the kind's name."""
 RESULTS = "results"
 """The directory with a folder for each namespace, below the data directory, that its functions and jobs share."""
 _ASKED_AT_ONCE = 100
@@ -52,7 +54,8 @@ def pool_queue(name: str) -> str:
 
 
 class Engine:
-    """`executors`: `functions`, and `pool:<name>` for every batch system."""
+    """`executors`: `functions`, `pool:<name>` for every batch system, and one of the kind's name for each kind of
+    function that has its own (`http`)."""
 
     def __init__(
         self,
@@ -161,10 +164,17 @@ class Engine:
     # what is asked of it
 
     async def invoke(
-        self, action: str, params: Mapping[str, Any], *, wait_s: float | None = None, transaction: str = ""
+        self,
+        action: str,
+        params: Mapping[str, Any],
+        *,
+        namespace: str | None = None,
+        wait_s: float | None = None,
+        transaction: str = "",
     ) -> Activation:
-        """Call an action (qualified name) with these parameters. Without `wait_s`: its activation, durably recorded.
-        With it: the finished activation, or the unfinished one when the time is up. Raises NotFound, Unavailable."""
+        """Call an action (qualified name) with these parameters, for a namespace (None: the action's own): NotFound if
+        it may not. Without `wait_s`: its activation, durably recorded. With it: the finished activation, or the
+        unfinished one when the time is up. Raises NotFound, Unavailable."""
         self._backbone.check_room()
         self._check_trouble()
         payload = orjson.dumps(params)
@@ -172,7 +182,13 @@ class Engine:
         if wait_s:
             self._waiters[id] = waiter
         try:
-            ask = partial(requests.invoke, qualified=action, payload=payload, id=id)
+            ask = partial(
+                requests.invoke,
+                qualified=action,
+                payload=payload,
+                id=id,
+                namespace=namespace or action.partition("/")[0],
+            )
             activation: Activation = await self._inbox.request(ask)
             if wait_s:
                 with contextlib.suppress(TimeoutError):
@@ -266,6 +282,10 @@ class Engine:
     def executor_counts(self) -> dict[str, Mapping[str, int]]:
         """What each executor has done since its start."""
         return {name: executor.counts() for name, executor in self._executors.items()}
+
+    def alive(self, namespace: str) -> int:
+        """Activations of a namespace that have not finished."""
+        return self._flight.alive[namespace]
 
     def status(self) -> dict[str, Any]:
         """How it is doing: `ready`, `reasons` why not, and counts."""
@@ -411,13 +431,13 @@ class Engine:
             self._early.setdefault(report.activation, []).append((name, report))
         attempts: dict[str, list[Attempt]] = {}
         for activation, action in turn.handed.values():
-            attempts.setdefault(self._runs(activation), []).append(_attempt(activation, action))
+            attempts.setdefault(self._runs(activation.queue), []).append(_attempt(activation, action))
         for name, batch in attempts.items():
             self._executors[name].submit(batch)
         if attempts:
             reached("handed")
         for queue, id, handle in turn.cancels:
-            self._executors.get(queue, self._executors[FUNCTIONS]).cancel({id: handle})
+            self._executors[self._runs(queue)].cancel({id: handle})
         if turn.accepted or turn.ended:
             self._background(self._after_sync(turn.accepted, turn.ended))
         self._joiner.add(turn.joins)
@@ -494,15 +514,24 @@ class Engine:
         return limits.jobs_in_queue if queue.startswith("pool:") else limits.window_per_action
 
     def _queue_of(self, action: Action) -> str | None:
-        """An action's own queue, or its pool's; None if there is no such pool."""
-        if action.category is not Category.JOB:
-            return action.qualified
-        pool = action.annotations.get("pool")
-        queue = pool_queue(pool if isinstance(pool, str) else next(iter(self._settings.pools)))
-        return queue if queue in self._executors else None
+        """An action's own queue, or its pool's; None if this server has nothing that serves it. Functions of a kind
+        that has an executor of its own wait in `<kind>:<action>`."""
+        if action.category is Category.JOB:
+            pool = action.annotations.get("pool")
+            queue = pool_queue(pool if isinstance(pool, str) else next(iter(self._settings.pools)))
+        else:
+            queue = f"{action.kind}:{action.qualified}" if action.kind in OWN_KINDS else action.qualified
+        return queue if self._is_served(queue) else None
 
     def _is_served(self, queue: str) -> bool:
-        return queue in self._executors or not queue.startswith("pool:")
+        return ":" not in queue or self._runs(queue) != FUNCTIONS
+
+    def _runs(self, queue: str) -> str:
+        """The executor of what waits in this queue."""
+        if queue in self._executors:
+            return queue
+        kind, colon, _ = queue.partition(":")
+        return kind if colon and kind in self._executors else FUNCTIONS
 
     # background
 
@@ -565,7 +594,7 @@ class Engine:
         rows = await self._store.transact(partial(_under_way, partitions=partitions))
         found: dict[str, Found] = {}
         for name, executor in self._executors.items():
-            found.update(await executor.find([_recorded(row) for row in rows if self._runs(row) == name]))
+            found.update(await executor.find([_recorded(row) for row in rows if self._runs(row.queue) == name]))
         ours = {row.id for row in rows if row.id in self._flight or row.id in self._early}
         kept = [row for row in rows if row.id not in ours and _goes_on(found.get(row.id), row.handle)]
         going_on = ours.union(row.id for row in kept)
@@ -583,14 +612,10 @@ class Engine:
             self._inbox.reports(name, [report])
         self._inbox.wake()
 
-    def _runs(self, row: Activation) -> str:
-        """The executor that has it: its queue's."""
-        return row.queue if row.queue in self._executors else FUNCTIONS
-
     def _keep(self, row: Activation, found: Found) -> None:
         """A job that is still there goes on, or is ended if somebody has asked for that."""
         self._flight.take(row.id, row.queue)
-        executor = self._executors[self._runs(row)]
+        executor = self._executors[self._runs(row.queue)]
         if row.cancelled:
             executor.cancel({row.id: row.handle})
         elif row.handle is not None and found.running:
@@ -651,5 +676,6 @@ def _attempt(activation: Activation, action: Action) -> Attempt:
         number=activation.attempt,
         action=action,
         params=activation.params,
+        caller=activation.namespace,
         traceparent=activation.traceparent,
     )

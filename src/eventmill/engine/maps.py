@@ -26,7 +26,7 @@ def begin(turn: Turn, action: Action, activation: Activation) -> None:
     """A map: its component is pinned, and the first elements begin."""
     steps.running(turn, action, activation)
     items = decide.items_of(activation.params)
-    component = turn.book.action(turn.tx, action.components[0])
+    component = turn.book.action(turn.tx, action.components[0], activation.namespace)
     if component is None:
         _refuse(turn, activation, f"a map over {action.components[0]}, which does not exist")
     elif items is None:

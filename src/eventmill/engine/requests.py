@@ -25,15 +25,17 @@ if TYPE_CHECKING:
 _DONE_WRONG = (State.FAILED, State.CANCELLED)
 
 
-def invoke(turn: Turn, qualified: str, payload: bytes, id: str) -> Activation:
-    """A call: an activation without a cause, with a random `id`. Raises NotFound, or Unavailable at the quota."""
-    action = turn.book.action(turn.tx, qualified)
+def invoke(turn: Turn, qualified: str, payload: bytes, id: str, namespace: str) -> Activation:
+    """A call by this namespace: an activation without a cause, with a random `id`. Raises NotFound, or Unavailable at
+    the quota."""
+    action = turn.book.action(turn.tx, qualified, namespace)
     if action is None:
         raise NotFound(f"there is no action {qualified}")
-    _check_quota(turn, action.namespace)
+    _check_quota(turn, namespace)
     activation = turn.new(
         action,
         id,
+        namespace=namespace,
         partition=turn.home.id,
         attempts_left=turn.retries(action, turn.limits.attempts_call),
     )
@@ -76,12 +78,13 @@ def fire(turn: Turn, qualified: str, payload: bytes) -> str | None:
 
 def _fire_rule(turn: Turn, rule: Rule, payload: bytes, fired: str, source: str) -> dict[str, Any]:
     line = {"rule": f"{rule.namespace}/{rule.name}", "action": rule.action}
-    action = turn.book.action(turn.tx, rule.action)
+    action = turn.book.action(turn.tx, rule.action, rule.namespace)
     if action is None:
         return {"statusCode": 1, "success": False, "error": "The requested resource does not exist.", **line}
     activation = turn.new(
         action,
         ids.activation_id(source, fired, rule.uid),
+        namespace=rule.namespace,
         partition=turn.home.id,
         attempts_left=turn.retries(action, turn.limits.attempts_event),
         rule=line["rule"],

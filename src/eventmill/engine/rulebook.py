@@ -70,15 +70,16 @@ class RuleBook:
         self._generation = generation
         return True
 
-    def action(self, tx: Tx, qualified: str) -> Action | None:
-        """The action as it is now; None if there is none of this name."""
+    def action(self, tx: Tx, qualified: str, caller: str) -> Action | None:
+        """The action as it is now; None if there is none of this name that the namespace `caller` may run."""
         if "/" not in qualified:
             return None
         if qualified not in self._actions:
             action = self._actions[qualified] = tx.entities.action(qualified)
             if action is not None:
                 self._remember(action)
-        return self._actions[qualified]
+        action = self._actions[qualified]
+        return action if action is None or action.published or action.namespace == caller else None
 
     def revision(self, tx: Tx, revision: int) -> Action:
         """The action as it was when an activation was recorded with it."""

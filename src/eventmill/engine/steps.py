@@ -27,7 +27,7 @@ _TIMEOUT_MS_MAX = 10 * 365 * 86_400_000
 def begin_sequence(turn: Turn, action: Action, activation: Activation) -> None:
     """A chain: its components are pinned, and the first one begins."""
     running(turn, action, activation)
-    components = [turn.book.action(turn.tx, name) for name in action.components]
+    components = [turn.book.action(turn.tx, name, activation.namespace) for name in action.components]
     missing = [name for name, found in zip(action.components, components, strict=True) if found is None]
     pinned = [component for component in components if component is not None]
     if missing or not pinned:
@@ -59,6 +59,7 @@ def begin_step(turn: Turn, parent: Activation, index: int, action: Action, paylo
     step = turn.new(
         action,
         ids.step_id(parent.id, index),
+        namespace=parent.namespace,
         partition=parent.partition,
         attempts_left=turn.retries(action, parent.attempts_left + 1),
         parent=parent.id,

@@ -44,7 +44,8 @@ class _Match:
 
 @dataclass(slots=True, kw_only=True)
 class Turn:
-    """The work of one transaction. `queue_of` says whose turn an action's activations wait for (None: no such pool)."""
+    """The work of one transaction. `queue_of` says whose turn an action's activations wait for (None: nobody's,
+    there is no such pool)."""
 
     tx: Tx
     book: RuleBook
@@ -142,7 +143,7 @@ class Turn:
         rule, event = match.rule, match.event
         depth, traceparent = event.get(DEPTH, 0), event.get("traceparent")
         depth = max(depth, 0) if isinstance(depth, int) else 0
-        action = self.book.action(self.tx, rule.action)
+        action = self.book.action(self.tx, rule.action, rule.namespace)
         if action is None:
             self._refuse(match, "activation", f"action {rule.action} does not exist")
         elif depth > self.limits.depth:
@@ -156,6 +157,7 @@ class Turn:
             activation = self.new(
                 action,
                 match.id,
+                namespace=rule.namespace,
                 partition=match.partition.id,
                 attempts_left=self.retries(action, self.limits.attempts_event),
                 rule=f"{rule.namespace}/{rule.name}",
@@ -195,11 +197,12 @@ class Turn:
 
     # beginning
 
-    def new(self, action: Action, id: str, **more: Any) -> Activation:
-        """A new activation of this action; `begin` gives it its parameters."""
+    def new(self, action: Action, id: str, *, namespace: str, **more: Any) -> Activation:
+        """A new activation of this action, for this namespace (it may be another's action); `begin` gives it its
+        parameters."""
         return Activation(
             id=id,
-            namespace=action.namespace,
+            namespace=namespace,
             action=action.qualified,
             revision=action.revision,
             category=action.category,
@@ -258,7 +261,7 @@ class Turn:
         """Hand it over if its queue has room and nobody waits before it; else it waits on disk."""
         queue = self.queue_of(action)
         if queue is None:
-            self._no_pool(action, activation)
+            self._not_served(action, activation)
             return
         activation.queue = queue
         if not self.flight.has_backlog(queue, self.changes) and self.flight.room(queue, self.changes) > 0:
@@ -267,9 +270,12 @@ class Turn:
         else:
             self.changes.wait(queue)
 
-    def _no_pool(self, action: Action, activation: Activation) -> None:
-        name = activation.queue.partition(":")[2] or action.annotations.get("pool")
-        error = decide.error(f"there is no pool '{name}' in this server's configuration")
+    def _not_served(self, action: Action, activation: Activation) -> None:
+        if action.category is Category.JOB:
+            name = activation.queue.partition(":")[2] or action.annotations.get("pool")
+            error = decide.error(f"there is no pool '{name}' in this server's configuration")
+        else:
+            error = decide.error(f"this server runs no actions of kind {action.kind}")
         self.finish(activation, State.FAILED, Status.INTERNAL_ERROR, error)
 
     def _hand(self, activation: Activation, action: Action) -> None:
@@ -411,7 +417,7 @@ class Turn:
         name = self.book.revision(self.tx, row.revision).annotations.get("on_error")
         if not isinstance(name, str):
             return
-        action = self.book.action(self.tx, decide.qualified(name, row.namespace))
+        action = self.book.action(self.tx, decide.qualified(name, row.namespace), row.namespace)
         if action is None:
             self._letter(row, "activation", f"on_error action {name} does not exist")
         elif row.depth >= self.limits.depth:
@@ -420,6 +426,7 @@ class Turn:
             handler = self.new(
                 action,
                 ids.on_error_id(row.id, row.finishes),
+                namespace=row.namespace,
                 partition=row.partition,
                 attempts_left=self.retries(action, self.limits.attempts_event),
                 depth=row.depth + 1,
@@ -499,7 +506,7 @@ class Turn:
             elif row.cancelled:
                 self.finish(row, State.CANCELLED, Status.APPLICATION_ERROR, decide.error("cancelled"))
             elif not self.is_served(row.queue):
-                self._no_pool(action, row)
+                self._not_served(action, row)
             else:
                 row.state = State.HANDED
                 handed.append(row.seq)
