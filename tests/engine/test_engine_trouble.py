@@ -200,7 +200,7 @@ def test_a_step_that_begins_in_the_turn_of_the_cancel_does_not_run(tmp_path: Pat
             await w.action("chain", "sequence", components=["f"])
 
             def both(turn: Turn) -> str:
-                chain = requests.invoke(turn, "ns/chain", b"{}", "c" * 32)
+                chain = requests.invoke(turn, "ns/chain", b"{}", "c" * 32, "ns")
                 requests.cancel(turn, chain.id)
                 return chain.id
 

@@ -63,6 +63,8 @@ class Action:
     """Those marked `init`: environment of the code, not part of the parameters."""
     annotations: Mapping[str, Any] = field(default_factory=dict)
     limits: Limits = Limits()
+    published: bool = False
+    """Whether other namespaces may read and call it: its package is published."""
 
     @property
     def qualified(self) -> str:

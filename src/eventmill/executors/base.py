@@ -27,9 +27,16 @@ class Attempt:
     action: Action
     params: bytes
     """JSON object (or array), bound parameters already merged."""
+    caller: str = ""
+    """Whose activation it is, where the action is another namespace's."""
     transaction: str = ""
     """Id of the request or event batch that caused it, for the logs."""
     traceparent: str | None = None
+
+    @property
+    def namespace(self) -> str:
+        """Whose it is: whose files it sees, whose account it runs as, whom it is counted for."""
+        return self.caller or self.action.namespace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

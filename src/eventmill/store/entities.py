@@ -250,4 +250,5 @@ def to_action(namespace: str, name: str, revision: int, document: Document, pack
             logs_mb=limits.get("logs", 10),
             instances=limits.get("instances"),
         ),
+        published=bool(package.get("publish")),
     )
