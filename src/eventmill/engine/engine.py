@@ -287,10 +287,6 @@ class Engine:
         """Activations of a namespace that have not finished."""
         return self._flight.alive[namespace]
 
-    def alive(self, namespace: str) -> int:
-        """Activations of a namespace that have not finished."""
-        return self._flight.alive[namespace]
-
     def status(self) -> dict[str, Any]:
         """How it is doing: `ready`, `reasons` why not, and counts."""
         reasons = [f"the engine has stopped: {self.problem}"] if self.problem is not None else []

@@ -85,7 +85,6 @@ def _fire_rule(turn: Turn, rule: Rule, payload: bytes, fired: str, source: str) 
         action,
         ids.activation_id(source, fired, rule.uid),
         namespace=rule.namespace,
-        namespace=rule.namespace,
         partition=turn.home.id,
         attempts_left=turn.retries(action, turn.limits.attempts_event),
         rule=line["rule"],

@@ -427,7 +427,6 @@ class Turn:
                 action,
                 ids.on_error_id(row.id, row.finishes),
                 namespace=row.namespace,
-                namespace=row.namespace,
                 partition=row.partition,
                 attempts_left=self.retries(action, self.limits.attempts_event),
                 depth=row.depth + 1,
