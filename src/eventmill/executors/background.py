@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
 
 from eventmill.executors.base import Report
+
+T = TypeVar("T")
 
 
 class Background:
@@ -48,3 +52,17 @@ class Background:
             batch, self._reports = self._reports, []
             if batch:
                 yield batch
+
+
+class Threads:
+    """So many threads, for what would block the event loop."""
+
+    def __init__(self, count: int, name: str) -> None:
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix=name)
+
+    async def run(self, call: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(call, *arguments))
+
+    async def close(self) -> None:
+        """Wait for what is being done; nothing is taken on any more."""
+        await asyncio.to_thread(self._pool.shutdown)

@@ -1,5 +1,6 @@
 """HTCondor: jobs in a pool of machines. The bindings are an extra, and live in a process of their own."""
 
-from eventmill.executors.htcondor.queue import LOCAL_SCHEDD, CondorQueue
+from eventmill.executors.htcondor.queue import CondorQueue
+from eventmill.executors.htcondor.tracked import LOCAL_SCHEDD
 
 __all__ = ["LOCAL_SCHEDD", "CondorQueue"]

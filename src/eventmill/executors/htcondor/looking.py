@@ -1,0 +1,128 @@
+"""What the pool's log has not pushed: jobs are looked for in queue and history, where the truth is.
+
+Owns the set of jobs of which it is not known what they are at, and the suspicion that there are jobs of ours in the
+queue that are in no record. It asks after a start, when something has gone wrong, and for a slow audit, not otherwise.
+Belongs to the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from eventmill.errors import Unavailable
+from eventmill.executors.htcondor import description, endings
+from eventmill.executors.htcondor.accounts import AGAIN_S, Accounts
+from eventmill.executors.htcondor.tracked import Register, Tracked, id_of
+
+HISTORY_MAX = 50
+"""Jobs that are looked for in the history at one go: it is read from its end, job by job."""
+
+
+class Looker:
+    """`seen(tracked, ad)`: what a job in the queue is at. `left(tracked, ad)`: it has left the queue; the ad is empty
+    if the history does not know it either. `looked()`: there was an answer."""
+
+    def __init__(
+        self,
+        accounts: Accounts,
+        register: Register,
+        *,
+        seen: Callable[[Tracked, Mapping[str, Any]], None],
+        left: Callable[[Tracked, Mapping[str, Any]], None],
+        looked: Callable[[], None],
+    ) -> None:
+        self._accounts = accounts
+        self._register = register
+        self._when_seen = seen
+        self._when_left = left
+        self._when_looked = looked
+        self._unseen: set[str] = set()
+        """Jobs that have to be looked for."""
+        self._work = asyncio.Event()
+        self.suspects = True
+        """There may be jobs of ours in the queue that are in no record."""
+        self.strays: dict[str, str] = {}
+        """Those of them that were seen: cluster.proc → identity."""
+
+    def look_for(self, ids: Iterable[str]) -> None:
+        self._unseen.update(ids)
+        self._work.set()
+
+    def is_doubtful(self, id: str) -> bool:
+        """Whether it is not known whose the number is, and what its job is at."""
+        return id in self._unseen
+
+    def settle(self, id: str) -> None:
+        """It is known by other ways what this job is at."""
+        self._unseen.discard(id)
+
+    async def run(self) -> None:
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            while self._unseen:
+                jobs = self._register.jobs
+                for identity in {jobs[id].identity for id in self._unseen if id in jobs}:
+                    ids = [id for id in self._unseen if id in jobs and jobs[id].identity == identity]
+                    with suppress(Unavailable):
+                        for start in range(0, len(ids), description.JOBS_PER_CLUSTER):
+                            await self._look(identity, ids[start : start + description.JOBS_PER_CLUSTER])
+                            self._when_looked()
+                self._unseen &= jobs.keys()
+                if self._unseen:
+                    await asyncio.sleep(AGAIN_S)
+
+    async def _look(self, identity: str, ids: Sequence[str]) -> None:
+        condor = self._accounts.condor(identity)
+        queued = {id_of(ad): ad for ad in await condor.query(_any_of(ids), endings.ATTRIBUTES)}
+        found = [tracked for id in ids if (tracked := self._register.jobs.get(id)) is not None]
+        missing = [t for t in found if t.id not in queued or not t.owns(queued[t.id])]
+        for tracked in found:
+            if tracked not in missing and not tracked.is_over:
+                self._seen(tracked, queued[tracked.id])
+        for start in range(0, len(missing), HISTORY_MAX):
+            some = missing[start : start + HISTORY_MAX]
+            # one that has left the queue between the two questions is in the history
+            ended = {id_of(ad): ad for ad in await condor.history([t.id for t in some], endings.ATTRIBUTES)}
+            for tracked in some:
+                ad = ended.get(tracked.id, {})
+                if tracked.id in self._register.jobs:
+                    self._when_left(tracked, ad if tracked.owns(ad) else {})
+
+    def _seen(self, tracked: Tracked, ad: Mapping[str, Any]) -> None:
+        if ad.get("JobStatus") in (endings.COMPLETED, endings.REMOVED):
+            return  # it is on its way into the history: it is looked for again
+        self._unseen.discard(tracked.id)
+        self._when_seen(tracked, ad)
+
+    async def orphans(self, server: str) -> dict[str, str]:
+        """Activation → cluster.proc of jobs of this server's that it does not know, whatever they are at: somebody may
+        have released them all, and a schedd that was killed may have started one again that has ended for us."""
+        found: dict[str, str] = {}
+        unheard = False
+        for identity in self._accounts.identities():
+            try:
+                found |= await self._orphans(identity, server)
+            except Unavailable:
+                unheard = True
+        self.suspects = unheard or bool(found)  # an activation may have several, of which one was found
+        return found
+
+    async def _orphans(self, identity: str, server: str) -> dict[str, str]:
+        condor = self._accounts.condor(identity)
+        owner = (await condor.ping())["identity"].partition("@")[0]  # anybody can set an attribute
+        alive = f"JobStatus =!= {endings.REMOVED} && JobStatus =!= {endings.COMPLETED}"
+        constraint = f'EventmillServer == "{server}" && {alive} && Owner == "{owner}"'
+        ads = await condor.query(constraint, ["ClusterId", "ProcId", "EventmillActivation"])
+        found = {id_of(ad): str(ad["EventmillActivation"]) for ad in ads if id_of(ad) not in self._register.jobs}
+        self.strays |= dict.fromkeys(found, identity)
+        return {activation: id for id, activation in found.items()}
+
+
+def _any_of(ids: Sequence[str]) -> str:
+    """A constraint that these jobs alone meet."""
+    pairs = (id.split(".") for id in ids)
+    return " || ".join(f"(ClusterId == {int(cluster)} && ProcId == {int(proc)})" for cluster, proc in pairs)
