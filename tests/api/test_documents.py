@@ -12,15 +12,17 @@ from hypothesis import strategies as st
 from eventmill.api import documents
 from eventmill.api.errors import Refusal
 from eventmill.config import Limits
+from eventmill.entities.kinds import PYTHON, PYTHONS, Kinds
 from eventmill.errors import InvalidInput
 from tests.api.conftest import Caller
 
 LIMITS = Limits()
+KINDS = Kinds({"python": PYTHONS, "nodejs": ("nodejs:18", "nodejs:20")})
 CODE = {"kind": "python:3", "code": "def main(args): return args"}
 
 
 def made(body: dict[str, Any], old: dict[str, Any] | None = None) -> dict[str, Any]:
-    return documents.action(documents.action_change(body, LIMITS, "ns"), old, LIMITS)
+    return documents.action(documents.action_change(body, LIMITS, "ns", KINDS), old, LIMITS)
 
 
 def pairs(**values: Any) -> list[dict[str, Any]]:
@@ -29,10 +31,10 @@ def pairs(**values: Any) -> list[dict[str, Any]]:
 
 def test_a_new_action_has_everything() -> None:
     assert made({"exec": CODE}) == {
-        "exec": {**CODE, "kind": documents.PYTHON, "binary": False},
+        "exec": {**CODE, "kind": PYTHON, "binary": False},
         "parameters": [],
         "limits": {"timeout": 60000, "memory": 256, "logs": 10, "concurrency": 1},
-        "annotations": [{"key": "provide-api-key", "value": False}, {"key": "exec", "value": documents.PYTHON}],
+        "annotations": [{"key": "provide-api-key", "value": False}, {"key": "exec", "value": PYTHON}],
         "publish": False,
         "version": "0.0.1",
     }
@@ -55,7 +57,7 @@ def test_an_old_document_is_left_alone() -> None:
 def test_annotations_of_actions_are_merged_and_those_of_triggers_replaced() -> None:
     old = made({"exec": CODE, "annotations": pairs(a=1, b=2)})
     new = documents.values(made({"annotations": pairs(b=3, c=4), "delAnnotations": ["a", "exec"]}, old)["annotations"])
-    assert new == {"b": 3, "provide-api-key": False, "c": 4, "exec": documents.PYTHON}
+    assert new == {"b": 3, "provide-api-key": False, "c": 4, "exec": PYTHON}
     trigger = documents.trigger({"annotations": pairs(a=1)}, None)
     assert documents.trigger({"annotations": pairs(b=1)}, trigger)["annotations"] == pairs(b=1)
     assert documents.trigger({}, trigger)["annotations"] == pairs(a=1)
@@ -153,7 +155,7 @@ def test_no_body_is_more_than_refused(first: dict[str, Any], second: dict[str, A
         try:
             match kind:
                 case "action":
-                    return documents.action(documents.action_change(body, LIMITS, "ns"), old, LIMITS)
+                    return documents.action(documents.action_change(body, LIMITS, "ns", KINDS), old, LIMITS)
                 case "trigger":
                     return documents.trigger(documents.trigger_change(body, LIMITS, lambda schedule: None), old)
                 case "rule":

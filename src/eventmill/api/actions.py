@@ -18,6 +18,7 @@ from eventmill.api.routing import NAMESPACE, route
 from eventmill.api.services import Services
 from eventmill.api.wire import Json, flag, json_object, paging
 from eventmill.entities import Document
+from eventmill.executors.kinds import kinds_of
 from eventmill.store import Stored, Tx
 
 
@@ -25,6 +26,7 @@ class Actions:
     def __init__(self, services: Services, invocations: Invocations) -> None:
         self._store = services.store
         self._limits = services.settings.limits
+        self._kinds = kinds_of(services.settings.functions)
         self._pools = services.settings.pools
         self._invocations = invocations
 
@@ -70,7 +72,7 @@ class Actions:
         namespace, name = own_entity(request)
         overwrite = flag(request, "overwrite")
         body = await json_object(request, self._limits.code_bytes + 2 * self._limits.payload_bytes)
-        change = documents.action_change(body, self._limits, namespace)
+        change = documents.action_change(body, self._limits, namespace, self._kinds)
         exec_ = change.get("exec", {})
         await self._check_job(namespace, name, change)
 

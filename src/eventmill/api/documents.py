@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import binascii
 import re
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,14 +19,10 @@ from eventmill.api import names
 from eventmill.api.errors import Refusal, malformed, too_large
 from eventmill.config import Limits
 from eventmill.entities import Document
+from eventmill.entities.kinds import BLACKBOX, SKELETON, Kinds
 from eventmill.errors import InvalidInput
 from eventmill.rules import parse
 
-PYTHON = f"python:{sys.version_info.major}.{sys.version_info.minor}"
-"""The one Python that functions run on."""
-PYTHONS = tuple(f"python:3.{minor}" for minor in range(9, sys.version_info.minor + 1))
-"""Kinds that are taken: code for an older Python runs on ours."""
-ALIASES = ("python", "python:3", "python:default")
 OWN_KINDS = ("sequence", "job", "map")
 
 TIMEOUT_MS_MIN, MEMORY_MB_MIN, LOGS_MB_MAX = 100, 128, 10
@@ -114,11 +109,11 @@ def _shown(value: Any) -> str:
 # actions
 
 
-def action_change(body: Mapping[str, Any], limits: Limits, namespace: str) -> Document:
-    """The fields of an action that the body has."""
+def action_change(body: Mapping[str, Any], limits: Limits, namespace: str, kinds: Kinds) -> Document:
+    """The fields of an action that the body has; a function's kind is one of `kinds`."""
     change = _common(body, limits)
     if body.get("exec") is not None:
-        change["exec"] = _exec(body["exec"], limits, namespace)
+        change["exec"] = _exec(body["exec"], limits, namespace, kinds)
     if body.get("limits") is not None:
         change["limits"] = _limits(body["limits"])
     removed = body.get("delAnnotations")
@@ -129,33 +124,52 @@ def action_change(body: Mapping[str, Any], limits: Limits, namespace: str) -> Do
     return change
 
 
-def _exec(given: Any, limits: Limits, namespace: str) -> Document:
+def _exec(given: Any, limits: Limits, namespace: str, kinds: Kinds) -> Document:
     if not isinstance(given, dict):
         raise malformed("JSON object expected")
-    kind = _kind(given.get("kind"))
+    kind = _kind(given.get("kind"), kinds)
     if kind in ("sequence", "map"):
         return {"kind": kind, "components": _components(given.get("components"), kind, limits, namespace)}
     code, main = given.get("code"), given.get("main")
+    exec_: Document = {"kind": kind, "binary": False}
+    if kind == BLACKBOX:
+        exec_["image"] = _image(given.get("image"))
+    if kind != BLACKBOX or code is not None:
+        exec_.update(_code(code, kind, limits))
+    if main is not None and not isinstance(main, str):
+        raise malformed(f"if defined, 'main' must be a string in 'exec' for '{kind}' actions")
+    return {**exec_, "main": main} if main else exec_
+
+
+def _code(code: Any, kind: str, limits: Limits) -> Document:
     if not isinstance(code, str):
         raise malformed(f"'code' must be a string or attachment object defined in 'exec' for '{kind}' actions")
     size = len(code.encode())
     if size > limits.code_bytes:
         raise too_large("exec", size, limits.code_bytes)
-    if main is not None and not isinstance(main, str):
-        raise malformed(f"if defined, 'main' must be a string in 'exec' for '{kind}' actions")
-    exec_: Document = {"kind": kind, "code": code, "binary": is_base64(code)}
-    return {**exec_, "main": main} if main else exec_
+    return {"code": code, "binary": is_base64(code)}
 
 
-def _kind(given: Any) -> str:
+def _image(given: Any) -> str:
+    """The image of a native executable, with any tag: there are no containers, only what that image comes to."""
+    if not isinstance(given, str):
+        raise malformed(f"'image' must be a string defined in 'exec' for '{BLACKBOX}' actions")
+    if given.partition(":")[0] != SKELETON:
+        raise malformed(
+            f"The image '{given[:100]}' can't be run: this server has no containers. Native executables"
+            f" have the image '{SKELETON}'."
+        )
+    return given
+
+
+def _kind(given: Any, kinds: Kinds) -> str:
     if not isinstance(given, str):
         raise malformed("'kind' must be a string defined in 'exec'")
     kind = given.strip().lower()
-    if kind in ALIASES:
-        return PYTHON
-    if kind in PYTHONS or kind in OWN_KINDS:
-        return kind
-    valid = ", ".join(f"'{name}'" for name in (*PYTHONS, *ALIASES, *OWN_KINDS))
+    resolved = kind if kind in OWN_KINDS else kinds.resolve(kind)
+    if resolved is not None:
+        return resolved
+    valid = ", ".join(f"'{name}'" for name in (*kinds.names(), *OWN_KINDS))
     raise malformed(
         f"The specified runtime '{kind[:100]}' is not supported by this platform. Valid values are: {valid}."
     )

@@ -9,21 +9,24 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute
 
 from eventmill.api.auth import identity_of, own_namespace
-from eventmill.api.documents import LIMITS, LOGS_MB_MAX, MEMORY_MB_MIN, PYTHON, PYTHONS, TIMEOUT_MS_MIN
+from eventmill.api.documents import LIMITS, LOGS_MB_MAX, MEMORY_MB_MIN, TIMEOUT_MS_MIN
 from eventmill.api.routing import NAMESPACE, route
 from eventmill.api.services import Services
 from eventmill.api.wire import Json
 from eventmill.config import Limits
 from eventmill.entities import Document
+from eventmill.entities.kinds import Kinds
+from eventmill.executors.kinds import kinds_of
 
 _MB = 1 << 20
 
 
 def routes(services: Services) -> list[BaseRoute]:
     limits = services.settings.limits
+    kinds = kinds_of(services.settings.functions)
 
     async def root(request: Request) -> Response:
-        return Json(_info(limits))
+        return Json(_info(limits, kinds))
 
     async def ping(request: Request) -> Response:
         return PlainTextResponse("pong")
@@ -49,7 +52,7 @@ def routes(services: Services) -> list[BaseRoute]:
     ]
 
 
-def _info(limits: Limits) -> Document:
+def _info(limits: Limits, kinds: Kinds) -> Document:
     """OpenWhisk's info document: kinds, and limits in ms and bytes. Rates are bounded by what may be under way."""
     bounds = {
         "duration": (TIMEOUT_MS_MIN, limits.function_timeout_ms),
@@ -73,16 +76,21 @@ def _info(limits: Limits) -> Document:
             "sequence_length": limits.sequence_components,
             **ranges,
         },
-        "runtimes": {"python": [_runtime(kind) for kind in (*PYTHONS, "python:3")]},
+        "runtimes": {family: _runtimes(family, found) for family, found in kinds.families.items()},
     }
 
 
-def _runtime(kind: str) -> Document:
+def _runtimes(family: str, kinds: tuple[str, ...]) -> list[Document]:
+    names = (*kinds, "python:3") if family == "python" else kinds
+    return [_runtime(name, kinds[-1]) for name in names]
+
+
+def _runtime(kind: str, default: str) -> Document:
     return {
         "kind": kind,
-        "image": f"eventmill/{PYTHON}",
+        "image": f"eventmill/{default}",
         "deprecated": False,
-        "default": kind == PYTHON,
+        "default": kind == default,
         "attached": True,
         "requireMain": False,
     }

@@ -70,13 +70,14 @@ def in_documents(flow: Flow, entities: Iterable[Entity], namespace: str, server:
 
 def _check(collection: str, document: dict[str, Any], namespace: str, server: Server) -> None:
     from eventmill.api import documents, jobs
+    from eventmill.entities.kinds import PYTHON_ONLY
 
     limits = server.limits
     match collection:
         case "packages":
             documents.package_change(document, limits, namespace)
         case "actions":
-            change = documents.action_change(document, limits, namespace)
+            change = documents.action_change(document, limits, namespace, PYTHON_ONLY)
             if change["exec"]["kind"] == "job":
                 annotations = named(document["annotations"])
                 place = jobs.Place.of(annotations, server.pools, namespace)
