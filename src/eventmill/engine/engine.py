@@ -188,6 +188,7 @@ class Engine:
                 payload=payload,
                 id=id,
                 namespace=namespace or action.partition("/")[0],
+                transaction=transaction,
             )
             activation: Activation = await self._inbox.request(ask)
             if wait_s:
@@ -201,7 +202,9 @@ class Engine:
     async def fire(self, trigger: str, payload: Mapping[str, Any], *, transaction: str = "") -> str | None:
         """Fire a trigger (qualified name) by hand; the id of the record, None if no rule is active. Raises NotFound."""
         self._backbone.check_room()
-        id: str | None = await self._ask(partial(requests.fire, qualified=trigger, payload=orjson.dumps(payload)))
+        id: str | None = await self._ask(
+            partial(requests.fire, qualified=trigger, payload=orjson.dumps(payload), transaction=transaction)
+        )
         return id
 
     async def cancel(self, id: str) -> Activation:
@@ -273,6 +276,10 @@ class Engine:
     async def lint(self, namespace: str) -> list[Finding]:
         """What is suspicious about the rules of a namespace: dear, dead and circular ones."""
         return lint(await self._store.read(lambda tx: _documents(tx, namespace)), namespace)
+
+    def noticed(self, activation: str, attempt: int) -> bool:
+        """A job says that it has ended: whoever runs it looks. False if no such attempt is under way."""
+        return any(executor.noticed(activation, attempt) for executor in self._executors.values())
 
     def conditions(self) -> dict[str, tuple[bool, str]]:
         """How the log and each executor are doing: whether they can do their work, and a line for people."""
@@ -677,5 +684,6 @@ def _attempt(activation: Activation, action: Action) -> Attempt:
         action=action,
         params=activation.params,
         caller=activation.namespace,
+        transaction=activation.transaction,
         traceparent=activation.traceparent,
     )

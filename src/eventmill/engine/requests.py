@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _DONE_WRONG = (State.FAILED, State.CANCELLED)
 
 
-def invoke(turn: Turn, qualified: str, payload: bytes, id: str, namespace: str) -> Activation:
+def invoke(turn: Turn, qualified: str, payload: bytes, id: str, namespace: str, transaction: str = "") -> Activation:
     """A call by this namespace: an activation without a cause, with a random `id`. Raises NotFound, or Unavailable at
     the quota."""
     action = turn.book.action(turn.tx, qualified, namespace)
@@ -38,6 +38,7 @@ def invoke(turn: Turn, qualified: str, payload: bytes, id: str, namespace: str) 
         namespace=namespace,
         partition=turn.home.id,
         attempts_left=turn.retries(action, turn.limits.attempts_call),
+        transaction=transaction,
     )
     turn.begin(action, payload, activation)
     turn.settle()
@@ -50,7 +51,7 @@ def _check_quota(turn: Turn, namespace: str) -> None:
         raise Unavailable(f"namespace {namespace} has {most} activations that have not finished, the most allowed")
 
 
-def fire(turn: Turn, qualified: str, payload: bytes) -> str | None:
+def fire(turn: Turn, qualified: str, payload: bytes, transaction: str = "") -> str | None:
     """Fire a trigger by hand: an activation of each active rule's action, and a record of the firing.
     None (and no record) if no rule is active. Raises NotFound, or Unavailable at the namespace's quota."""
     namespace, name = qualified.split("/", 1)
@@ -63,20 +64,21 @@ def fire(turn: Turn, qualified: str, payload: bytes) -> str | None:
         return None
     _check_quota(turn, namespace)
     id, source = uuid.uuid4().hex, f"/eventmill/{namespace}"
-    lines = [_fire_rule(turn, rule, payload, id, source) for rule in active]
+    lines = [_fire_rule(turn, rule, payload, id, source, transaction) for rule in active]
     lines += [_inactive(s.document, f"{s.namespace}/{s.name}") for s in stored if s.document.get("status") != "active"]
     turn.record(
         Activation(
             id=id, namespace=namespace, action=qualified, revision=0, category=Category.TRIGGER, state=State.SUCCEEDED,
             partition=turn.home.id, params=b"{}", created=turn.now_ms, started=turn.now_ms,
             status=Status.SUCCESS, result=payload, logs=tuple(orjson.dumps(line).decode() for line in lines),
+            transaction=transaction,
         )
     )  # fmt: skip
     turn.settle()
     return id
 
 
-def _fire_rule(turn: Turn, rule: Rule, payload: bytes, fired: str, source: str) -> dict[str, Any]:
+def _fire_rule(turn: Turn, rule: Rule, payload: bytes, fired: str, source: str, transaction: str) -> dict[str, Any]:
     line = {"rule": f"{rule.namespace}/{rule.name}", "action": rule.action}
     action = turn.book.action(turn.tx, rule.action, rule.namespace)
     if action is None:
@@ -90,6 +92,7 @@ def _fire_rule(turn: Turn, rule: Rule, payload: bytes, fired: str, source: str) 
         rule=line["rule"],
         cause_source=source,
         cause_id=fired,
+        transaction=transaction,
     )
     turn.begin(action, decide.merge(rule.parameters, payload), activation)
     return {"statusCode": 0, "success": True, "activationId": activation.id, **line}

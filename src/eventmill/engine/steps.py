@@ -66,6 +66,7 @@ def begin_step(turn: Turn, parent: Activation, index: int, action: Action, paylo
         index=index,
         depth=parent.depth,
         traceparent=parent.traceparent,
+        transaction=parent.transaction,
         cause_source=parent.cause_source,
         cause_id=parent.cause_id,
     )

@@ -431,6 +431,7 @@ class Turn:
                 attempts_left=self.retries(action, self.limits.attempts_event),
                 depth=row.depth + 1,
                 traceparent=row.traceparent,
+                transaction=row.transaction,
                 cause_source=f"/eventmill/{row.namespace}",
                 cause_id=ids.completion_event_id(row.id, row.finishes),
             )

@@ -190,5 +190,7 @@ class Activation:
     """A sequence's components, pinned as revisions when it began: a JSON list."""
     queue: str = ""
     """Whose turn it waits for: its action's, or its batch system's; "" for what waits for nobody."""
+    transaction: str = ""
+    """The request that it began with, also that of its chain; "" if an event did."""
     seq: int = 0
     """Its place in the order of recording; 0 until it is recorded."""

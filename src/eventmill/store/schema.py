@@ -138,6 +138,7 @@ activations = Table(
     Column("depth", Integer, nullable=False),
     Column("traceparent", String),
     Column("chain", LargeBinary),
+    Column("transaction", String, nullable=False, server_default=""),
     Index("activations_by_id", "id", unique=True),
     Index("activations_by_time", "namespace", "created"),
     Index("activations_alive", "state", "queue", "due", "seq", sqlite_where=text("state < 5")),
@@ -239,7 +240,13 @@ def _map_slices(connection: Connection) -> None:
         connection.execute(text("ALTER TABLE maps ADD COLUMN again INTEGER"))
 
 
-MIGRATIONS: Sequence[Migration] = (metadata.create_all, _topic_ids, _store_id, _map_slices)
+def _transactions(connection: Connection) -> None:
+    """The request that an activation began with."""
+    if not any(column["name"] == "transaction" for column in inspect(connection).get_columns("activations")):
+        connection.execute(text("ALTER TABLE activations ADD COLUMN \"transaction\" VARCHAR DEFAULT '' NOT NULL"))
+
+
+MIGRATIONS: Sequence[Migration] = (metadata.create_all, _topic_ids, _store_id, _map_slices, _transactions)
 """Migration n makes version n+1 of version n. Never change one that was released: append."""
 
 
