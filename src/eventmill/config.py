@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -77,12 +78,16 @@ class Pool(_Section):
     server's own account's, and only one namespace may have some."""
     event_log: Path | None = None
     """htcondor: the pool's EVENT_LOG, in JSON; without it each job's log is ours."""
+    report_url: str = ""
+    """htcondor: where this server is reached from execute nodes, if neither log can be read here: each job then reports
+    its own end there. https, or http on this machine alone."""
     history_dir: Path | None = None
     """htcondor: the schedd's PER_JOB_HISTORY_DIR, for this server alone: final states."""
     spool_dir: Path | None = None
     """htcondor: where the jobs' rooms are, instead of in `data_dir`. Needed where HTCondor's daemons act as the jobs'
     owners (root's daemons, `tokens`), who can't get into `data_dir`: the server, which has to be root's then, gives
-    each room to its job's owner. Wants `event_log`, since nobody may write others' events."""
+    each room to its job's owner. Wants `event_log` or `report_url`, since nobody may write others'
+    events."""
     defaults: dict[str, str] = {}
     """htcondor: submit commands for all jobs that do not have their own (`requirements`, `+Project`, …)."""
     commands: dict[str, list[str]] = {}
@@ -97,9 +102,21 @@ class Pool(_Section):
         )
         if others := self.model_fields_set - own:
             raise ValueError(f"{', '.join(sorted(others))}: not for a pool of kind {self.kind}")
-        if self.spool_dir is not None and self.event_log is None:
+        if self.spool_dir is not None and self.event_log is None and not self.report_url:
             raise ValueError("spool_dir needs event_log: a log of ours would have to be writable for all jobs' owners")
+        if self.report_url and self.event_log is not None:
+            raise ValueError("report_url is for pools whose events can't be read: leave out event_log, or report_url")
+        if self.report_url and not _is_safe(self.report_url):
+            raise ValueError(f"report_url: '{self.report_url}' must be an https URL, without user and query")
         return self
+
+
+def _is_safe(url: str) -> bool:
+    """Whether a token may be sent there: nobody on the way reads it."""
+    parts = urlsplit(url)
+    on_the_way = parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "localhost", "::1")
+    plain = not (parts.query or parts.fragment or "@" in parts.netloc)
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and plain and not on_the_way
 
 
 class PathMap(_Section):

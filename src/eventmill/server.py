@@ -35,7 +35,7 @@ from eventmill.engine.audit import audit
 from eventmill.errors import InvalidConfig, InvalidInput, Unavailable
 from eventmill.events import PathTable
 from eventmill.executors import Executor
-from eventmill.executors.htcondor import LOCAL_SCHEDD, CondorQueue
+from eventmill.executors.htcondor import LOCAL_SCHEDD, CondorQueue, Reporting
 from eventmill.executors.local import LocalQueue
 from eventmill.executors.pool import Pool
 from eventmill.sdk.event import PATHS_ENV, Event
@@ -92,7 +92,7 @@ async def _serve(
     signer = _signer(data_dir)
     paths = PathTable(settings.paths)
     backbone = _backbone(settings, store, data_dir, paths)
-    executors = _executors(settings, store, data_dir, paths)
+    executors = _executors(settings, store, data_dir, paths, signer)
     engine = Engine(store, backbone, executors, settings)
     schedules = ScheduleSource(_emitter(backbone), _State(store))
     http = _Http(_http_config(Services(
@@ -150,7 +150,9 @@ def _backbone(settings: Settings, store: SqliteStore, data_dir: Path, paths: Pat
     return KafkaBackbone(store, log, room, settings, paths)
 
 
-def _executors(settings: Settings, store: Store, data_dir: Path, paths: PathTable) -> dict[str, Executor]:
+def _executors(
+    settings: Settings, store: Store, data_dir: Path, paths: PathTable, signer: Signer
+) -> dict[str, Executor]:
     """What runs functions, and each batch system by its queue's name."""
     limits, environment = settings.limits, {PATHS_ENV: paths.environment()}
     executors: dict[str, Executor] = {
@@ -181,7 +183,8 @@ def _executors(settings: Settings, store: Store, data_dir: Path, paths: PathTabl
             "roots": [Path(row.local or row.subject) for row in settings.paths] + [row.path for row in settings.files],
         }
         if pool.kind == "htcondor":
-            executors[pool_queue(name)] = CondorQueue(store.code, pool=pool, **common)
+            reporting = Reporting(pool.report_url, signer) if pool.report_url else None
+            executors[pool_queue(name)] = CondorQueue(store.code, pool=pool, reporting=reporting, **common)
         else:
             memory_mb = pool.memory_mb or _three_quarters_of_memory()
             executors[pool_queue(name)] = LocalQueue(store.code, cpus=pool.cpus, memory_mb=memory_mb, **common)
@@ -233,8 +236,7 @@ def _job_events(
     """What happens to jobs, of every pool that writes it down."""
     for name, pool in settings.pools.items():
         executor = executors[pool_queue(name)]
-        if isinstance(executor, CondorQueue):
-            log = executor.event_log
+        if isinstance(executor, CondorQueue) and (log := executor.event_log) is not None:
             source = CondorSource(log, _emitter(backbone), _State(store), pool=name, schedd=pool.schedd or LOCAL_SCHEDD)
             yield _again(source.run, f"pool {name}")
 

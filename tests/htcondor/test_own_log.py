@@ -42,6 +42,7 @@ def test_a_long_log_is_renamed_and_followed(
                 assert end.status is Status.SUCCESS
                 await queue.held()  # the audit
             assert (await driver.finished(runs_on)).status is Status.SUCCESS
+            assert queue.event_log is not None
             names = sorted(path.name for path in queue.event_log.parent.iterdir())
             assert names in (["jobs.log", "jobs.log.1", "jobs.log.2"], ["jobs.log.1", "jobs.log.2"])
             assert queue.counts()["history"] == 0

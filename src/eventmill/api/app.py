@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 
-from eventmill.api import health, info, ingress
+from eventmill.api import health, info, ingress, job_ends
 from eventmill.api.actions import Actions
 from eventmill.api.activations import Activations
 from eventmill.api.auth import Authenticator
@@ -40,6 +40,7 @@ def create_app(services: Services) -> Starlette:
         *Own(services).routes(),
         *info.routes(services),
         *health.routes(services),
+        *job_ends.routes(services),
     ]
     authenticator = Authenticator(services.store)
     front = Middleware(Front, authenticator=authenticator, server=services.settings.server, metrics=services.metrics)

@@ -29,6 +29,8 @@ _log = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """What answers without a key."""
+OPEN_BELOW = ("/eventmill/v1/job-ends/",)
+"""Below these, each request has a token of its own, which its handler checks."""
 
 _TRANSACTION_LENGTH_MAX = 128
 _LINGER_BYTES, _LINGER_S = 64 << 20, 5.0
@@ -76,7 +78,8 @@ class Front:
             return PlainTextResponse("OK")
         if request.method == "TRACE":
             raise Refusal(f"HTTP method not allowed, supported methods: {_METHODS}, OPTIONS, PATCH", 405)
-        if request.scope["path"] not in OPEN_PATHS:
+        path = request.scope["path"]
+        if path not in OPEN_PATHS and not path.startswith(OPEN_BELOW):
             call.identity = await self._authenticator.identify(request.headers.get("authorization"))
         return None
 

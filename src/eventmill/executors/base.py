@@ -152,6 +152,15 @@ class Executor(ABC):
         """What is known of these, when their partition has become ours: after a restart, or after its other owner's
         end. What is not in the answer was never accepted here, or is forgotten."""
 
+    def noticed(self, activation: str, attempt: int) -> bool:
+        """Somebody who should know says that this attempt has ended: a reason to look, and no more than that. False if
+        it is not under way here, or its end is known."""
+        return False
+
+    def refusal(self, action: Action) -> str | None:
+        """Why it will never run this action, as far as is known now; None if nothing speaks against it."""
+        return None
+
     def condition(self) -> tuple[bool, str]:
         """Whether it can run what it is given now, and a line about it for people."""
         return True, "ready"

@@ -29,6 +29,10 @@ from eventmill.executors.archive import check_directory
 DESCRIPTION_FILE = "job.sub"
 PARAMS_FILE, PARAMS_ENV = "params.json", "EVENTMILL_PARAMS"
 RESULT_FILE, RESULT_ENV = "result.json", "EVENTMILL_RESULT"
+JOB_END = "job-end"
+"""What the token of a job that reports its own end is for; its parts are the activation and the attempt."""
+END_PATH = "/eventmill/v1/job-ends/{activation}/{attempt}"
+"""Where such a job reports it."""
 ERROR_TAIL_CHARS = 2000
 """How much of a failed job's stderr goes into its result; more of it is in the logs."""
 

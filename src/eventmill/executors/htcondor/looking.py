@@ -8,6 +8,8 @@ Belongs to the event loop.
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 from eventmill.errors import Unavailable
 from eventmill.executors.htcondor import description, endings
 from eventmill.executors.htcondor.accounts import AGAIN_S, Accounts
+from eventmill.executors.htcondor.reporting import Expected
 from eventmill.executors.htcondor.tracked import Register, Tracked, id_of
 
 HISTORY_MAX = 50
@@ -42,6 +45,12 @@ class Looker:
         self._unseen: set[str] = set()
         """Jobs that have to be looked for."""
         self._work = asyncio.Event()
+        self._audited: set[str] = set()
+        """Those of them that nothing but the audit has a doubt of."""
+        self.missed = 0
+        """Ends that the audit has found."""
+        self._expected = Expected()
+        self._reported = asyncio.Event()
         self.suspects = True
         """There may be jobs of ours in the queue that are in no record."""
         self.strays: dict[str, str] = {}
@@ -51,6 +60,16 @@ class Looker:
         self._unseen.update(ids)
         self._work.set()
 
+    def audit(self, ids: Iterable[str]) -> None:
+        """Look for these, though nothing has been heard of them."""
+        self._audited = set(ids) - self._unseen
+        self.look_for(self._audited)
+
+    def expect(self, id: str) -> None:
+        """A job says that it has ended: it is about to leave the queue."""
+        self._expected.add(id, time.monotonic())
+        self._reported.set()
+
     def is_doubtful(self, id: str) -> bool:
         """Whether it is not known whose the number is, and what its job is at."""
         return id in self._unseen
@@ -58,22 +77,44 @@ class Looker:
     def settle(self, id: str) -> None:
         """It is known by other ways what this job is at."""
         self._unseen.discard(id)
+        self._audited.discard(id)
+        self._expected.discard(id)
 
     async def run(self) -> None:
         while True:
             await self._work.wait()
             self._work.clear()
             while self._unseen:
-                jobs = self._register.jobs
-                for identity in {jobs[id].identity for id in self._unseen if id in jobs}:
-                    ids = [id for id in self._unseen if id in jobs and jobs[id].identity == identity]
-                    with suppress(Unavailable):
-                        for start in range(0, len(ids), description.JOBS_PER_CLUSTER):
-                            await self._look(identity, ids[start : start + description.JOBS_PER_CLUSTER])
-                            self._when_looked()
-                self._unseen &= jobs.keys()
+                await self._look_at(self._unseen)
+                self._unseen &= self._register.jobs.keys()
                 if self._unseen:
                     await asyncio.sleep(AGAIN_S)
+
+    async def run_expected(self) -> None:
+        """Look for the jobs that say that they have ended, until they have left the queue."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._expected.next_s(time.monotonic())):
+                    await self._reported.wait()
+            self._reported.clear()
+            self.look_for(await self._look_at(self._expected.due(time.monotonic())))
+
+    async def _look_at(self, ids: Iterable[str]) -> list[str]:
+        """Ask for these, each in its own name; those of which there was no answer."""
+        jobs, groups, unheard = self._register.jobs, defaultdict[str, list[str]](list), list[str]()
+        for id in ids:
+            if id in jobs:
+                groups[jobs[id].identity].append(id)
+        for identity, group in groups.items():
+            for start in range(0, len(group), description.JOBS_PER_CLUSTER):
+                some = group[start : start + description.JOBS_PER_CLUSTER]
+                try:
+                    await self._look(identity, some)
+                    self._when_looked()
+                except Unavailable:
+                    unheard += group[start:]
+                    break
+        return unheard
 
     async def _look(self, identity: str, ids: Sequence[str]) -> None:
         condor = self._accounts.condor(identity)
@@ -90,12 +131,14 @@ class Looker:
             for tracked in some:
                 ad = ended.get(tracked.id, {})
                 if tracked.id in self._register.jobs:
+                    self.missed += tracked.id in self._audited
                     self._when_left(tracked, ad if tracked.owns(ad) else {})
 
     def _seen(self, tracked: Tracked, ad: Mapping[str, Any]) -> None:
         if ad.get("JobStatus") in (endings.COMPLETED, endings.REMOVED):
             return  # it is on its way into the history: it is looked for again
         self._unseen.discard(tracked.id)
+        self._audited.discard(tracked.id)
         self._when_seen(tracked, ad)
 
     async def orphans(self, server: str) -> dict[str, str]:

@@ -18,6 +18,7 @@ from eventmill.errors import EventmillError, InvalidInput
 from eventmill.executors.base import Attempt, CodeSource
 from eventmill.executors.htcondor import description, endings
 from eventmill.executors.htcondor.accounts import Accounts
+from eventmill.executors.htcondor.reporting import WRAPPER_FILE, Reporting, wrapped, wrapper_text
 from eventmill.executors.htcondor.rooms import Job, Rooms
 
 
@@ -44,6 +45,7 @@ class Preparer:
         roots: Sequence[str],
         results: Path,
         environment: Mapping[str, str],
+        reporting: Reporting | None = None,
     ) -> None:
         self._code = code
         self._rooms = rooms
@@ -51,6 +53,7 @@ class Preparer:
         self._pool = pool
         self._roots = roots
         self._results = results
+        self._reporting = reporting
         defaults, variables = description.read_defaults(pool.defaults)
         self._terms = description.Terms(
             log=log, keep_claim_idle_s=pool.keep_claim_idle_s, defaults=defaults,
@@ -95,14 +98,19 @@ class Preparer:
         files, code = (digest, bound.executable, bound.input, bound.inputs), self._rooms.code(digest)
         if files not in found:
             found[files] = description.sources(bound, code, roots)
+        sources, order = found[files], None
+        if self._reporting is not None:
+            order = self._reporting.order(attempt.activation, attempt.number)
+            program = self._rooms.program(WRAPPER_FILE, wrapper_text())
+            bound, sources = wrapped(bound, sources, program=program, room=self._rooms.room(job))
         owner = self._accounts.owners.get(self._accounts.identity(job.namespace), "")
         facts = description.Facts(
             activation=attempt.activation, attempt=attempt.number, action=action.qualified, batch_name=action.qualified,
-            room=self._rooms.furnish(job, attempt.params, owner), code=code, memory_mb=action.limits.memory_mb,
+            room=self._rooms.furnish(job, attempt.params, owner, order), code=code, memory_mb=action.limits.memory_mb,
             limit_s=action.limits.timeout_ms // 1000 if action.limits.timeout_ms else None,
             traceparent=attempt.traceparent,
         )  # fmt: skip
-        return Prepared(attempt, job, description.job_commands(bound, facts, self._terms, found[files]))
+        return Prepared(attempt, job, description.job_commands(bound, facts, self._terms, sources))
 
     def _allowed(self, namespace: str) -> frozenset[str]:
         if namespace not in self._commands:

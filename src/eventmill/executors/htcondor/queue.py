@@ -37,6 +37,7 @@ from eventmill.executors.htcondor.looking import Looker
 from eventmill.executors.htcondor.ordering import Orders
 from eventmill.executors.htcondor.preparing import Preparer
 from eventmill.executors.htcondor.records import ACTIVATION, JobEvent, Kind
+from eventmill.executors.htcondor.reporting import Reporting
 from eventmill.executors.htcondor.rooms import Rooms
 from eventmill.executors.htcondor.submitting import Submitter
 from eventmill.executors.htcondor.tracked import Register, Stage, Tracked
@@ -70,22 +71,25 @@ class CondorQueue(Executor):
         archive_files_max: int,
         archive_bytes_max: int,
         roots: Sequence[Path] = (),
+        reporting: Reporting | None = None,
     ) -> None:
-        """`name`: the pool's, first part of every handle. The rest as for the local queue. Raises InvalidConfig."""
+        """`name`: the pool's, first part of every handle. `reporting`: jobs say themselves that they have ended, and no
+        log is read. The rest as for the local queue. Raises InvalidConfig."""
         self._name = name
         self._pool = pool
         state = state_dir.absolute()
-        own_log = state / "log" / "jobs.log"
-        self.event_log = (pool.event_log or own_log).absolute()
-        """Where the pool's events stand: in a log of its own, or in one of our jobs'."""
+        self._own_log = state / "log" / "jobs.log" if pool.event_log is None and reporting is None else None
+        """Our jobs' events, where nothing else tells of them."""
+        self.event_log = self._own_log if pool.event_log is None else pool.event_log.absolute()
+        """Where the pool's events stand, if they can be read."""
         places = [str(root.absolute()) for root in roots]
         self._rooms = Rooms(state, files_max=archive_files_max, bytes_max=archive_bytes_max, spool=pool.spool_dir)
         self._delivery = Delivery(results_dir, places, result_bytes_max=result_bytes_max)
         self._accounts = Accounts(name, pool, state / "identities")
         self._register = Register(name, pool.schedd)
         self._preparer = Preparer(
-            code, self._rooms, self._accounts, pool, log=None if pool.event_log else own_log, roots=places,
-            results=results_dir.absolute(), environment=environment,
+            code, self._rooms, self._accounts, pool, log=self._own_log, roots=places,
+            results=results_dir.absolute(), environment=environment, reporting=reporting,
         )  # fmt: skip
         self._threads = Threads(THREADS, f"{name}-jobs")
         self._background = Background()
@@ -118,13 +122,14 @@ class CondorQueue(Executor):
         self._server = await self._threads.run(self._rooms.open)
         self._preparer.is_of(self._server)
         # from here on: what happened before stands in queue and history, where recorded jobs are looked for
-        events = EventLog(self.event_log, at_end=True)
-        self._background.go(self._follow(events))
+        if self.event_log is not None:
+            self._background.go(self._follow(EventLog(self.event_log, at_end=True)))
         if self._final_ads is not None:
             self._background.go(self._follow_history(self._final_ads))
         orders = self._orders
         for loop in (self._submitter.run(), orders.run_releases(), orders.run_removals(), self._looker.run()):
             self._background.go(loop)
+        self._background.go(self._looker.run_expected())
         with suppress(Unavailable):  # it is said in `condition`; jobs wait
             await self._accounts.condor(next(iter(self._accounts.identities()))).ping()
 
@@ -194,8 +199,8 @@ class CondorQueue(Executor):
         if time.monotonic() >= self._audited + AUDIT_S:
             self._audited = time.monotonic()
             await self._audit()
-        if self._pool.event_log is None:
-            await self._threads.run(self._rooms.rotate, self.event_log)
+        if self._own_log is not None:
+            await self._threads.run(self._rooms.rotate, self._own_log)
         if not self._looker.suspects or self._submitter.pending:
             return {}
         found = await self._looker.orphans(self._server)
@@ -207,16 +212,24 @@ class CondorQueue(Executor):
     async def _audit(self) -> None:
         known = self._register.jobs.values()
         doubtful = [t for t in known if t.stage is Stage.RELEASED or t.removed_for is not None]
-        self._looker.look_for(t.id for t in doubtful if not t.is_over)
+        self._looker.audit(t.id for t in doubtful if not t.is_over)
         kept = {*self._register.attempts, *self._submitter.pending}
         await self._threads.run(self._rooms.clear_left, kept, ROOMS_KEPT_S)
+
+    def noticed(self, activation: str, attempt: int) -> bool:
+        """A job's wrapper says it. What the job leaves is still on its way then: it is looked for until it is gone."""
+        tracked = self._register.attempts.get((activation, attempt))
+        if tracked is None or tracked.is_over:
+            return False
+        self._looker.expect(tracked.id)
+        return True
 
     def condition(self) -> tuple[bool, str]:
         if self._background.failure is not None:
             return False, str(self._background.failure)
         troubles = self._accounts.troubles()
-        if self._pool.event_log is not None and not self.event_log.exists():
-            troubles.add(f"there is no event log {self.event_log}: ends are seen every ten minutes only")
+        if (log := self._pool.event_log) is not None and not log.exists():
+            troubles.add(f"there is no event log {log}: ends are seen every ten minutes only")
         if self._log_trouble:
             troubles.add(self._log_trouble)
         stages = Counter(t.stage for t in self._register.jobs.values())
@@ -225,8 +238,10 @@ class CondorQueue(Executor):
         return not troubles, "; ".join(troubles) or line
 
     def counts(self) -> Mapping[str, int]:
-        """How often schedds were asked, by what."""
-        return self._accounts.calls()
+        """How often schedds were asked, by what; and how many ends the audit has found, which nobody had told."""
+        counts = self._accounts.calls()
+        counts["missed_ends"] = self._looker.missed
+        return counts
 
     def reports(self) -> AsyncIterator[list[Report]]:
         return self._background.reports()
@@ -296,11 +311,8 @@ class CondorQueue(Executor):
                 await asyncio.sleep(AGAIN_S)
 
     def _left_for_good(self, tracked: Tracked, ad: FinalAd) -> None:
-        facts = ad.attributes
-        if not tracked.owns(facts):
-            return
-        tracked.started_ms = tracked.started_ms or endings.started_ms(facts)
-        self._ended(tracked, endings.ended_ms(facts), facts, endings.of_ad(facts))
+        if tracked.owns(ad.attributes):
+            self._left(tracked, ad.attributes)
 
     def _happened(self, tracked: Tracked, event: JobEvent) -> None:
         if not tracked.owns(event.attributes):  # of another schedd, or this one has begun to count anew
@@ -407,6 +419,7 @@ class CondorQueue(Executor):
 
     def _left(self, tracked: Tracked, ad: Mapping[str, Any]) -> None:
         """A job that is not in the queue any more; an empty ad: nobody knows it."""
+        tracked.started_ms = tracked.started_ms or endings.started_ms(ad)
         self._ended(tracked, endings.ended_ms(ad), ad, endings.of_ad(ad))
 
     def _track(self, tracked: Tracked) -> None:

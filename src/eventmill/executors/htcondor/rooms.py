@@ -2,10 +2,12 @@
 
     identities/        the helpers' locks and tokens
     code/<digest>/     an archive, unpacked; read by all jobs of that code
+                       (and our wrapper, for jobs that report their own ends)
     log/jobs.log       the jobs' events, where the pool's own log can't be read
     facts/             what has to be known of a job when it has ended, if there is something
     rooms/<activation>.<attempt>/
         params.json    transferred in
+        .eventmill-end.json  transferred in: where to report the end, and the right to do so
         scratch/       what the job leaves arrives here
         stdout, stderr
 
@@ -26,6 +28,7 @@ import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 
 import orjson
@@ -37,6 +40,7 @@ from eventmill.executors.base import CodeSource
 from eventmill.executors.delivery import LOG_TAIL_BYTES
 from eventmill.executors.htcondor import description
 from eventmill.executors.htcondor.endings import Policy, Release
+from eventmill.executors.htcondor.wrapper import ORDER_FILE
 from eventmill.executors.jobs import PARAMS_FILE, RESULT_FILE, JobArchive
 
 LOG_BYTES_MAX = 64 << 20
@@ -135,13 +139,16 @@ class Rooms:
     def _path(self, activation: str, attempt: int) -> Path:
         return self._place / "rooms" / f"{activation}.{attempt}"
 
-    def furnish(self, job: Job, params: bytes, owner: str = "") -> Path:
-        """Make the room of a job that is about to be submitted, for the account of its owner. Raises InvalidInput if
-        there is none of this name."""
+    def furnish(self, job: Job, params: bytes, owner: str = "", order: bytes | None = None) -> Path:
+        """Make the room of a job that is about to be submitted, for the account of its owner. `order`: what its wrapper
+        is told. Raises InvalidInput if there is no account of this name."""
         room = self.room(job)
         if self._shared:
             shutil.rmtree(room, ignore_errors=True)  # it may have been somebody's already
         furnish(room, job.description, params)
+        if order is not None:
+            with open(os.open(room / ORDER_FILE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(order)
         if not job.is_plain:
             self._facts(job.activation, job.attempt).write_bytes(job.to_json())
         if self._shared:
@@ -216,6 +223,19 @@ class Rooms:
     def code(self, digest: str) -> Path:
         """Where an archive is unpacked."""
         return self._place / "code" / digest
+
+    def program(self, name: str, text: bytes) -> Path:
+        """A program of ours where HTCondor can read it, whoever it acts for. One of another version stays beside it, as
+        long as there are jobs."""
+        path = self.code(blake2b(text, digest_size=16).hexdigest()) / name
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            path.parent.chmod(0o755)
+            part = path.with_name(f".{threading.get_ident()}")
+            part.write_bytes(text)
+            part.chmod(0o755)
+            part.replace(path)
+        return path
 
     def _drop_codes(self) -> None:
         if not any((self._place / "rooms").iterdir()):
