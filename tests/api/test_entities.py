@@ -446,7 +446,7 @@ def test_deep_parameters_are_kept(caller: Caller) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["actions", "actions/x", "actions/p/x", "triggers/x", "rules/x", "packages", "packages/x", "activations", "limits"],
+    ["actions", "actions/x", "actions/p/x", "triggers/x", "rules/x", "packages/x", "activations", "limits"],
 )
 def test_another_namespace_is_closed(caller: Caller, path: str) -> None:
     answer = caller.get(f"/api/v1/namespaces/{OTHER}/{path}")

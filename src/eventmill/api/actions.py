@@ -9,11 +9,11 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from eventmill.api import answers, components, documents, jobs, names
-from eventmill.api.auth import call_of, own_entity, own_namespace
+from eventmill.api.auth import call_of, identity_of, named_entity, named_namespace, own_entity
 from eventmill.api.errors import Refusal
 from eventmill.api.invocation import Invocations, wait_of
 from eventmill.api.lists import listings
-from eventmill.api.lookup import bound_to, find, holder, locate, put, replaced
+from eventmill.api.lookup import bound_to, check_open, find, holder, locate, put, replaced
 from eventmill.api.routing import NAMESPACE, route
 from eventmill.api.services import Services
 from eventmill.api.wire import Json, flag, json_object, paging
@@ -43,10 +43,11 @@ class Actions:
 
     async def list_package(self, request: Request) -> Response:
         package = names.check_name(request.path_params["package"])
-        namespace = own_namespace(request, package)
+        namespace, caller = named_namespace(request), identity_of(request).namespace
         skip, limit = paging(request, "actions")
 
         def query(tx: Tx) -> list[Stored]:
+            check_open(tx, namespace, package, caller)
             target = bound_to(tx, holder(tx, namespace, package))
             return tx.entities.listing("actions", target.namespace, package=target.name, skip=skip, limit=limit)
 
@@ -54,11 +55,11 @@ class Actions:
 
     async def get(self, request: Request) -> Response:
         """With the parameters that it inherits, and its code unless `code=false`."""
-        namespace, name = own_entity(request)
+        (namespace, name), caller = named_entity(request), identity_of(request).namespace
         with_code = flag(request, "code", True)
 
         def query(tx: Tx) -> Document:
-            found = locate(tx, namespace, name)
+            found = locate(tx, namespace, name, caller)
             digest = found.stored.document["exec"].get("code")
             code = tx.entities.code(digest) if with_code and digest is not None else None
             document = answers.action(found.stored, code, found.inherited)
@@ -127,11 +128,11 @@ class Actions:
 
     async def invoke(self, request: Request) -> Response:
         """202 with the activation's id; or, `blocking`, how it ended: 200, or 502 if it failed (500: our fault)."""
-        namespace, name = own_entity(request)
+        (namespace, name), caller = named_entity(request), identity_of(request).namespace
         wait_s = wait_of(request)
         only_result = flag(request, "result")
         payload = await json_object(request, self._limits.payload_bytes, optional=True)
-        plan = await self._invocations.plan(namespace, name)
+        plan = await self._invocations.plan(namespace, name, caller)
         transaction = call_of(request).transaction
         row = await self._invocations.call(plan, plan.parameters(payload), wait_s=wait_s, transaction=transaction)
         return await self._invocations.answer(row, waited=wait_s is not None, only_result=only_result)

@@ -63,9 +63,25 @@ def own_namespace(request: Request, resource: str = "") -> str:
 
 def own_entity(request: Request) -> tuple[str, str]:
     """(namespace, name) of the entity that the path names, `package/name` for an action in one. Raises Refusal."""
-    parts = request.path_params
-    name = "/".join(names.check_name(parts[part]) for part in ("package", "name") if part in parts)
+    name = _entity_name(request)
     return own_namespace(request, name), name
+
+
+def named_namespace(request: Request) -> str:
+    """The namespace of the path, which may be another's: what is published there is for everybody."""
+    given, own = names.check_namespace(request.path_params["namespace"]), identity_of(request).namespace
+    return own if given == "_" else given
+
+
+def named_entity(request: Request) -> tuple[str, str]:
+    """Like `own_entity`, for what may be another namespace's: whoever looks it up has to say who asks."""
+    name = _entity_name(request)
+    return named_namespace(request), name
+
+
+def _entity_name(request: Request) -> str:
+    parts = request.path_params
+    return "/".join(names.check_name(parts[part]) for part in ("package", "name") if part in parts)
 
 
 class Authenticator:

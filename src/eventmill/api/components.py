@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from eventmill.api.errors import Refusal, forbidden
-from eventmill.api.lookup import holder
+from eventmill.api.errors import Refusal
+from eventmill.api.lookup import check_open, holder
 from eventmill.store import Stored, Tx
 
 
@@ -40,20 +40,23 @@ def check(tx: Tx, own: str, exec_: Mapping[str, Any], most: int) -> None:
 def _component(tx: Tx, name: str, namespace: str) -> Stored:
     """A component that was named by the caller. Raises Refusal."""
     owner, path = name.split("/", 1)
-    if owner != namespace:
-        raise forbidden(f"{owner}/{path.split('/')[0]}")
+    check_open(tx, owner, path, namespace)
     if "/" in path:
-        holder(tx, namespace, path)
-    stored = tx.entities.get(namespace, path)
-    if stored is None or stored.collection != "actions":
+        holder(tx, owner, path)
+    stored = _action(tx, name)
+    if stored is None:
         raise Refusal("Sequence component does not exist.")
     return stored
 
 
 def _exec_of(tx: Tx, name: str) -> Mapping[str, Any]:
     """How an action runs; one that was deleted since is a single action that will fail."""
-    stored = tx.entities.get(*name.split("/", 1))
-    if stored is None or stored.collection != "actions":
-        return {"kind": "gone"}
-    exec_: Mapping[str, Any] = stored.document["exec"]
-    return exec_
+    stored = _action(tx, name)
+    return {"kind": "gone"} if stored is None else stored.document["exec"]
+
+
+def _action(tx: Tx, qualified: str) -> Stored | None:
+    """By its own name, or through a binding."""
+    namespace, name = tx.entities.unbound(*qualified.split("/", 1))
+    stored = tx.entities.get(namespace, name)
+    return stored if stored is not None and stored.collection == "actions" else None

@@ -32,7 +32,7 @@ _PLANS_MAX = 4096
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What has to be known of an action to call it by the name that was used (`namespace`, `name`).
+    """What has to be known of an action to call it by the name that was used (`namespace`, `name`), for `caller`.
 
     `action`: its qualified name. `annotations`: its own. `below`: a binding's parameters, where neither the action nor
     the payload has its own. `final`: those that a call must not set. `init`: those of the code's environment, which a
@@ -42,6 +42,7 @@ class Plan:
     generation: int
     namespace: str
     name: str
+    caller: str
     action: str
     annotations: Document
     below: Document
@@ -68,21 +69,21 @@ class Invocations:
         self._store = services.store
         self._engine = services.engine
         self._revisions = revisions
-        self._plans: dict[tuple[str, str], Plan] = {}
+        self._plans: dict[tuple[str, str, str], Plan] = {}
 
-    async def plan(self, namespace: str, name: str) -> Plan:
-        """Raises Refusal if there is no such action."""
+    async def plan(self, namespace: str, name: str, caller: str) -> Plan:
+        """Raises Refusal if there is no such action that the namespace `caller` may call."""
         # on the loop, since a thread costs more than the look-up
-        return await self._store.transact(lambda tx: self._planned(tx, namespace, name))
+        return await self._store.transact(lambda tx: self._planned(tx, (namespace, name, caller)))
 
-    def _planned(self, tx: Tx, namespace: str, name: str) -> Plan:
+    def _planned(self, tx: Tx, key: tuple[str, str, str]) -> Plan:
         """Remembered for one generation of the store: every change of an entity makes plans be read again."""
         generation = tx.entities.generation()
-        plan = self._plans.get((namespace, name))
+        plan = self._plans.get(key)
         if plan is None or plan.generation != generation:
             if len(self._plans) >= _PLANS_MAX:
                 self._plans.clear()
-            plan = self._plans[namespace, name] = _plan(tx, namespace, name, generation)
+            plan = self._plans[key] = _plan(tx, *key, generation)
         return plan
 
     async def call(
@@ -93,9 +94,11 @@ class Invocations:
         `parameters` are `plan.parameters(…)`. Raises Refusal, Unavailable.
         """
         try:
-            return await self._engine.invoke(plan.action, parameters, wait_s=wait_s, transaction=transaction)
+            return await self._engine.invoke(
+                plan.action, parameters, namespace=plan.caller, wait_s=wait_s, transaction=transaction
+            )
         except NotFound:  # deleted since; what is there now decides on the answer
-            await self._store.read(lambda tx: locate(tx, plan.namespace, plan.name))
+            await self._store.read(lambda tx: locate(tx, plan.namespace, plan.name, plan.caller))
             raise
 
     async def answer(self, row: Activation, *, waited: bool, only_result: bool) -> Response:
@@ -124,8 +127,8 @@ def wait_of(request: Request) -> float | None:
     return int(text) / 1000 if blocking else None
 
 
-def _plan(tx: Tx, namespace: str, name: str, generation: int) -> Plan:
-    found = locate(tx, namespace, name)
+def _plan(tx: Tx, namespace: str, name: str, caller: str, generation: int) -> Plan:
+    found = locate(tx, namespace, name, caller)
     own = found.stored.document["parameters"]
     annotations = documents.values(found.stored.document["annotations"])
     defined = {**documents.values(found.inherited), **documents.values(own)}
@@ -135,6 +138,7 @@ def _plan(tx: Tx, namespace: str, name: str, generation: int) -> Plan:
         generation=generation,
         namespace=namespace,
         name=name,
+        caller=caller,
         action=found.qualified,
         annotations=annotations,
         below={key: value for key, value in below.items() if key not in documents.values(own)},

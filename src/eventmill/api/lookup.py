@@ -62,8 +62,25 @@ class Located:
         return f"{self.stored.namespace}/{self.stored.name}"
 
 
-def locate(tx: Tx, namespace: str, name: str) -> Located:
-    """Raises Refusal."""
+def check_open(tx: Tx, namespace: str, name: str, caller: str) -> None:
+    """What is another namespace's is open to the caller if it is a published package, or an action in one; a binding
+    is its owner's alone. Raises Refusal (403), which does not tell whether there is such a package."""
+    if namespace == caller:
+        return
+    package = tx.entities.get(namespace, name.split("/")[0])
+    if package is None or not is_open(package):
+        raise forbidden(f"{namespace}/{name.split('/')[0]}")
+
+
+def is_open(stored: Stored) -> bool:
+    """Whether all namespaces may read it, and call what is in it."""
+    document = stored.document
+    return stored.collection == "packages" and bool(document["publish"]) and not document["binding"]
+
+
+def locate(tx: Tx, namespace: str, name: str, caller: str) -> Located:
+    """What this namespace may read and call by this name. Raises Refusal."""
+    check_open(tx, namespace, name, caller)
     if "/" not in name:
         return Located(find(tx, "actions", namespace, name), [])
     package = holder(tx, namespace, name)
@@ -87,9 +104,9 @@ def bound_to(tx: Tx, package: Stored) -> Stored:
     binding = cast("dict[str, str]", package.document["binding"])
     if not binding:
         return package
-    if binding["namespace"] != package.namespace:
-        raise forbidden(f"{package.namespace}/{package.name}")
     target = tx.entities.get(binding["namespace"], binding["name"])
+    if binding["namespace"] != package.namespace and (target is None or not is_open(target)):
+        raise forbidden(f"{package.namespace}/{package.name}")
     if target is None or target.collection != "packages":
         raise missing(f"{package.namespace}/{package.name}")
     return target

@@ -9,10 +9,10 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from eventmill.api import answers, documents
-from eventmill.api.auth import own_entity
-from eventmill.api.errors import Refusal, forbidden
+from eventmill.api.auth import identity_of, named_entity, own_entity
+from eventmill.api.errors import Refusal
 from eventmill.api.lists import listings
-from eventmill.api.lookup import bound_to, find, put, replaced
+from eventmill.api.lookup import bound_to, check_open, find, put, replaced
 from eventmill.api.routing import NAMESPACE, route
 from eventmill.api.services import Services
 from eventmill.api.wire import Json, flag, json_object
@@ -35,9 +35,10 @@ class Packages:
         ]
 
     async def get(self, request: Request) -> Response:
-        namespace, name = own_entity(request)
+        (namespace, name), caller = named_entity(request), identity_of(request).namespace
 
         def query(tx: Tx) -> Document:
+            check_open(tx, namespace, name, caller)
             stored = find(tx, "packages", namespace, name)
             target = bound_to(tx, stored)
             contents = tx.entities.listing("actions", target.namespace, package=target.name)
@@ -82,10 +83,9 @@ class Packages:
 
 
 def _check_binding(tx: Tx, namespace: str, binding: Mapping[str, str]) -> None:
-    """A binding stands for a package of this namespace. Raises Refusal."""
-    if binding["namespace"] != namespace:
-        raise forbidden(f"{binding['namespace']}/{binding['name']}")
-    target = tx.entities.get(namespace, binding["name"])
+    """A binding stands for a package of this namespace, or for one that is open to all. Raises Refusal."""
+    check_open(tx, binding["namespace"], binding["name"], namespace)
+    target = tx.entities.get(binding["namespace"], binding["name"])
     if target is None:
         raise Refusal("Binding references a package that does not exist.")
     if target.collection != "packages":

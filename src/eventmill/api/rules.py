@@ -10,7 +10,7 @@ from eventmill.api import answers, documents
 from eventmill.api.auth import own_entity
 from eventmill.api.errors import Refusal, forbidden
 from eventmill.api.lists import listings
-from eventmill.api.lookup import find, holder, put, replaced
+from eventmill.api.lookup import bound_to, check_open, find, holder, put, replaced
 from eventmill.api.routing import NAMESPACE, route
 from eventmill.api.services import Services
 from eventmill.api.wire import Json, flag, json_object
@@ -51,8 +51,8 @@ class Rules:
         def work(tx: Tx) -> Stored:
             old = replaced(tx, "rules", namespace, name, overwrite)
             document = documents.rule(change, old.document if old else None)
-            trigger = _referenced(tx, "triggers", document["trigger"], namespace)
-            _referenced(tx, "actions", document["action"], namespace)
+            trigger = _trigger(tx, document["trigger"], namespace)
+            _check_action(tx, document["action"], namespace)
             if document["status"] == "active":
                 self._admit(trigger, old.uid if old else "")
             return put(tx, "rules", namespace, name, document, old)
@@ -96,14 +96,25 @@ class Rules:
         return PlainTextResponse("OK")
 
 
-def _referenced(tx: Tx, collection: str, qualified: str, namespace: str) -> Stored:
-    """The trigger or action that a rule refers to. Raises Refusal."""
+def _trigger(tx: Tx, qualified: str, namespace: str) -> Stored:
+    """The trigger that a rule refers to: it is of the same namespace. Raises Refusal."""
     owner, name = qualified.split("/", 1)
     if owner != namespace:
         raise forbidden(f"{owner}/{name.split('/')[0]}")
-    if "/" in name and collection == "actions":
-        holder(tx, namespace, name)
-    stored = _get(tx, qualified)
+    return _of("triggers", qualified, tx.entities.get(owner, name))
+
+
+def _check_action(tx: Tx, qualified: str, namespace: str) -> None:
+    """A rule leads to an action that its namespace may call. Raises Refusal."""
+    owner, name = qualified.split("/", 1)
+    check_open(tx, owner, name, namespace)
+    if "/" in name:
+        target = bound_to(tx, holder(tx, owner, name))
+        owner, name = target.namespace, f"{target.name}/{name.split('/')[1]}"
+    _of("actions", qualified, tx.entities.get(owner, name))
+
+
+def _of(collection: str, qualified: str, stored: Stored | None) -> Stored:
     if stored is None:
         raise Refusal(f"{collection[:-1]} /{qualified} does not exist")
     if stored.collection != collection:

@@ -79,7 +79,7 @@ class RuleBook:
             if action is not None:
                 self._remember(action)
         action = self._actions[qualified]
-        return action if action is None or action.published or action.namespace == caller else None
+        return action if action is not None and _may_run(action, qualified, caller) else None
 
     def revision(self, tx: Tx, revision: int) -> Action:
         """The action as it was when an activation was recorded with it."""
@@ -136,6 +136,12 @@ class RuleBook:
             return
         self._rules[rule.uid] = rule
         self._uids[f"{rule.namespace}/{rule.name}"] = rule.uid
+
+
+def _may_run(action: Action, named: str, caller: str) -> bool:
+    """A namespace runs its own actions and published ones; through bindings of its own alone."""
+    by_own_name = action.qualified == named
+    return (named.startswith(caller + "/") or by_own_name) and (action.published or action.namespace == caller)
 
 
 def to_rule(stored: Stored, trigger: Stored) -> Rule:

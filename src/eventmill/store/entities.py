@@ -166,13 +166,26 @@ class Entities:
         return bytes(value)
 
     def action(self, qualified: str) -> Action | None:
-        """The action as it is now, its package's parameters included."""
-        namespace, name = qualified.split("/", 1)
+        """The action as it is now, its package's parameters included; by its own name, or through a binding, whose
+        parameters come above those of the package."""
+        given = qualified.split("/", 1)
+        namespace, name = self.unbound(*given)
         stored = self.get(namespace, name)
         if stored is None or stored.collection != "actions":
             return None
         assert stored.revision is not None
-        return to_action(namespace, name, stored.revision, stored.document, self._package_of(namespace, name))
+        package = self._package_of(namespace, name)
+        if [namespace, name] != given:
+            parameters = [*package["parameters"], *self._package_of(*given)["parameters"]]
+            package = {**package, "parameters": parameters}
+        return to_action(namespace, name, stored.revision, stored.document, package)
+
+    def unbound(self, namespace: str, name: str) -> tuple[str, str]:
+        """(namespace, name) of what an action's name stands for where its package is a binding; else the same."""
+        binding = self._package_of(namespace, name).get("binding") if "/" in name else None
+        if not binding:
+            return namespace, name
+        return binding["namespace"], f"{binding['name']}/{name.split('/')[1]}"
 
     def _package_of(self, namespace: str, name: str) -> Document:
         """The document of an action's package; {} without one."""
