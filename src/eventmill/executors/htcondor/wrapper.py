@@ -4,10 +4,11 @@
 # reports the end to the server, and ends as the command did, so that HTCondor's own record is the same.
 #
 # The shell reads this part. Where there is no Python, the job runs all the same, and its end is found by the audit.
-# Python is given nothing of what the job's environment or files would make of it.
-[ -x "$1" ] || chmod u+x "$1"
-command -v python3 >/dev/null && exec python3 -I -S "$0" "$@"
-rm -f .eventmill-end.json
+# Neither the job's environment nor its files change what Python does (-I, -S).
+[ -x "$1" ] || /bin/chmod u+x "$1"
+python=$(command -v python3 || echo /usr/bin/python3)
+[ -x "$python" ] && exec "$python" -I -S "$0" "$@"
+/bin/rm -f .eventmill-end.json
 exec "$@"
 ":"""
 
