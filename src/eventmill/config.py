@@ -45,6 +45,9 @@ class Server(_Section):
     """0: any free port; the one chosen is written to `data_dir/address`."""
     allowed_hosts: list[str] = ["127.0.0.1", "localhost", "[::1]"]
     """Values of the HTTP `Host` header that are answered (a web page must not reach the server by DNS tricks)."""
+    web_credentials: bool = False
+    """Web actions see their callers' `Authorization` and `X-Require-Whisk-Auth` in `__ow_headers`, as OpenWhisk's do;
+    whoever may read the activation then sees them too."""
     log_format: Literal["text", "json"] = "text"
     drain_timeout_s: NonNegativeFloat = 10.0
     """On shutdown functions under way get this long to finish; what has not is started again by the next server."""

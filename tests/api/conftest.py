@@ -19,6 +19,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from eventmill.api import Authenticator, Services, create_app
+from eventmill.api.protocol import Bounded
 from eventmill.backbone.embedded import EmbeddedBackbone
 from eventmill.backbone.room import Room
 from eventmill.config import Settings, load
@@ -161,7 +162,7 @@ async def _http(app: Starlette) -> AsyncIterator[str]:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as sock:
         sock.bind(("127.0.0.1", 0))
         sock.listen()
-        config = uvicorn.Config(app, log_config=None, lifespan="off", ws="none", access_log=False)
+        config = uvicorn.Config(app, http=Bounded, log_config=None, lifespan="off", ws="none", access_log=False)
         server = _Uvicorn(config)
         serving = asyncio.create_task(server.serve([sock]))
         yield f"http://127.0.0.1:{sock.getsockname()[1]}"

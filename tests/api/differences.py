@@ -12,6 +12,8 @@ STATED = {
     "we know no key of a namespace, only its digest.",
     "pinned sequences": "A sequence's components, and their versions, are fixed when it begins: one that is gone "
     "ends it before the first step, and the error names it.",
+    "arrays of web actions": "A web action may return an array: it is answered under `.json`; under the other "
+    "extensions it is refused like any result that does not fit (400, 404) instead of with a 500.",
     "not yet": "to be mended",
 }
 """A name, and what it means for users."""
@@ -28,5 +30,7 @@ DIFFERENT: dict[tuple[str, int], str] = {
     ("triggers-rules", 17): "not yet",
     ("triggers-rules", 37): "not yet",
     ("sequences", 26): "pinned sequences",
+    ("web-responses", 26): "arrays of web actions",
+    ("web-responses", 27): "arrays of web actions",
 }
 """Steps whose answer is meant to be another one, and by which difference."""

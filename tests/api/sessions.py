@@ -121,7 +121,7 @@ class Replay:
             if len(values) != len(given) or not all(map(self._same_header, values, given)):
                 found.append(f"header {name}: {given!r}, not {value!r}")
         body = expected["body"]
-        is_text = expected["headers"].get("content-type", "").startswith("text/")
+        is_text = expected["headers"].get("content-type", "").startswith(("text/", "image/svg"))
         if body is None:
             found += [f"body {answer.text[:200]!r}, not empty"] if answer.content else []
         elif isinstance(body, str) and body.startswith("base64:"):

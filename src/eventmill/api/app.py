@@ -22,19 +22,22 @@ from eventmill.api.revisions import Revisions
 from eventmill.api.rules import Rules
 from eventmill.api.services import Services
 from eventmill.api.triggers import Triggers
+from eventmill.api.web import Web
 
 
 def create_app(services: Services) -> Starlette:
     """The ASGI application. It starts and stops nothing: `services` run before it and after it.
 
-    The hot paths come first, since routes are tried in order. What comes later (web actions, feeds) is one more line.
+    The hot paths come first, since routes are tried in order. What comes later (feeds) is one more line.
     """
     revisions = Revisions()
+    invocations = Invocations(services, revisions)
     routes = [
         *ingress.routes(services),
-        *Actions(services, Invocations(services, revisions)).routes(),
+        *Actions(services, invocations).routes(),
         *Triggers(services).routes(),
         *Activations(services, revisions).routes(),
+        *Web(services, invocations).routes(),
         *Rules(services).routes(),
         *Packages(services).routes(),
         *Own(services).routes(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import cast
 
@@ -30,10 +30,12 @@ CALL = "eventmill.call"
 
 @dataclass(slots=True)
 class Call:
-    """One request: its id (the `code` of error documents, in every log line) and who has made it."""
+    """One request: its id (the `code` of error documents, in every log line), who has made it, and headers that its
+    answer will have, whatever that is, unless the answer has its own."""
 
     transaction: str
     identity: Identity | None = None
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 def call_of(request: Request) -> Call:

@@ -18,9 +18,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from eventmill.api import web
 from eventmill.api.auth import CALL, Authenticator, Call
 from eventmill.api.errors import INTERNAL, Refusal, status_of
-from eventmill.api.wire import Json
+from eventmill.api.protocol import HEAD_BYTES_MAX
+from eventmill.api.wire import Json, Pretty
 from eventmill.config import Server
 from eventmill.errors import EventmillError
 
@@ -41,6 +43,8 @@ _CORS = {
     "access-control-allow-headers": "Authorization, Origin, X-Requested-With, Content-Type, Accept, User-Agent",
     "access-control-allow-methods": _METHODS,
 }
+_VERBS = frozenset({*_METHODS.split(", "), "OPTIONS", "PATCH"})
+_URI_BYTES_MAX = 8 << 10
 
 
 class Front:
@@ -61,7 +65,7 @@ class Front:
         began = time.perf_counter()
         request = Request(scope, receive)
         call = scope[CALL] = Call(_transaction(request.headers))
-        answer = _Answer(scope["path"], call.transaction, send)
+        answer = _Answer(call, send)
         try:
             response = await self._admit(request, call)
             await (response or self._app)(scope, receive, answer.send)
@@ -73,15 +77,29 @@ class Front:
 
     async def _admit(self, request: Request, call: Call) -> Response | None:
         """Let the request in, or answer it here. Raises Refusal."""
-        _check_host(request.headers.get("host"), self._hosts)
-        if request.method == "OPTIONS":
-            return PlainTextResponse("OK")
-        if request.method == "TRACE":
-            raise Refusal(f"HTTP method not allowed, supported methods: {_METHODS}, OPTIONS, PATCH", 405)
         path = request.scope["path"]
+        is_web = web.target_of(request.scope["raw_path"]) is not None
+        if path.startswith("/api/") and not is_web:
+            call.headers.update(_CORS)
+        _check_host(request.headers.get("host"), self._hosts)
+        _check_head(request.scope)
+        if request.method == "OPTIONS" and not is_web:
+            return PlainTextResponse("OK")
+        if request.method not in _VERBS:
+            raise Refusal(f"HTTP method not allowed, supported methods: {_METHODS}, OPTIONS, PATCH", 405)
         if path not in OPEN_PATHS and not path.startswith(OPEN_BELOW):
-            call.identity = await self._authenticator.identify(request.headers.get("authorization"))
+            await self._identify(call, request.headers.get("authorization"), optional=is_web)
         return None
+
+    async def _identify(self, call: Call, header: str | None, *, optional: bool) -> None:
+        """`optional`: whoever has no key, or not a good one, is nobody. Raises Refusal (401)."""
+        if header is None and optional:
+            return
+        try:
+            call.identity = await self._authenticator.identify(header)
+        except Refusal:
+            if not optional:
+                raise
 
     async def _refuse(self, error: Exception, scope: Scope, receive: Receive, answer: _Answer) -> None:
         status = status_of(error) if isinstance(error, EventmillError) else 500
@@ -91,12 +109,13 @@ class Front:
             raise error
         document = {"error": INTERNAL if status == 500 else str(error), "code": answer.transaction}
         headers = dict(error.headers) if isinstance(error, Refusal) else {}
+        kind = Pretty if scope["path"].startswith(web.PREFIX) else Json
         if status == 503:
             headers["retry-after"] = "1"
         if status == 413:
-            await _answer_early(Json(document, status, {**headers, "connection": "close"}), scope, receive, answer.send)
+            await _answer_early(kind(document, status, {**headers, "connection": "close"}), scope, receive, answer.send)
         else:
-            await Json(document, status, headers)(scope, receive, answer.send)
+            await kind(document, status, headers)(scope, receive, answer.send)
 
     def _note(self, scope: Scope, call: Call, status: int, took_s: float) -> None:
         route = getattr(scope.get("route"), "path", "")
@@ -143,18 +162,22 @@ async def _discard(scope: Scope, receive: Receive) -> None:
 class _Answer:
     """Puts our headers on an answer while it is sent, and remembers its status (0: not yet begun)."""
 
-    def __init__(self, path: str, transaction: str, send: Send) -> None:
-        self.transaction = transaction
+    def __init__(self, call: Call, send: Send) -> None:
+        self.transaction = call.transaction
         self.status = 0
+        self._call = call
         self._send = send
-        self._headers = [(b"x-request-id", transaction.encode("latin-1"))]
-        if path.startswith("/api/"):
-            self._headers += [(name.encode(), value.encode()) for name, value in _CORS.items()]
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*message["headers"], *self._headers]
+            own = {name for name, _ in message["headers"]}
+            ours = ((name.encode(), value.encode("latin-1")) for name, value in self._call.headers.items())
+            message["headers"] = [
+                *message["headers"],
+                *(header for header in ours if header[0] not in own),
+                (b"x-request-id", self.transaction.encode("latin-1")),
+            ]
         await self._send(message)
 
 
@@ -178,6 +201,14 @@ def _transaction(headers: Mapping[str, str]) -> str:
     if 0 < len(given) <= _TRANSACTION_LENGTH_MAX and given.isascii() and given.isprintable() and given[:4] != "sid_":
         return given
     return os.urandom(16).hex()
+
+
+def _check_head(scope: Scope) -> None:
+    """Raises Refusal (414, 431)."""
+    if len(scope["raw_path"]) + len(scope["query_string"]) > _URI_BYTES_MAX:
+        raise Refusal(f"URI length exceeds the configured limit of {_URI_BYTES_MAX} characters", 414)
+    if sum(len(name) + len(value) for name, value in scope["headers"]) > HEAD_BYTES_MAX:
+        raise Refusal(f"more than {HEAD_BYTES_MAX} bytes of headers", 431)
 
 
 def _check_host(header: str | None, allowed: frozenset[str]) -> None:

@@ -26,6 +26,10 @@ def check_name(name: str) -> str:
     return name
 
 
+def is_name(text: str) -> bool:
+    return _NAME.match(text) is not None
+
+
 def check_namespace(name: str) -> str:
     if len(name) > NAME_LENGTH_MAX:
         raise Refusal(f"Namespace longer than allowed: {len(name)} > {NAME_LENGTH_MAX}.")

@@ -28,6 +28,17 @@ class Json(Response):
         return content if isinstance(content, bytes) else orjson.dumps(content)
 
 
+class Pretty(Json):
+    """One for people: web actions answer so."""
+
+    def render(self, content: Any) -> bytes:
+        return pretty(content)
+
+
+def pretty(value: Any) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2)
+
+
 async def read_body(request: Request, bytes_max: int) -> bytes:
     """The body. Raises Refusal (413) as soon as it is known to be too large: the rest is not read."""
     declared = request.headers.get("content-length", "")
