@@ -509,7 +509,7 @@ def test_it_stops_though_something_has_just_come(tmp_path: Path) -> None:
 
 
 def test_categories_are_those_of_the_store() -> None:
-    assert {c.value for c in Category} == {"function", "job", "sequence", "map", "trigger"}
+    assert {c.value for c in Category} == {"function", "job", "sequence", "map", "conductor", "trigger"}
 
 
 # found by a randomised model of the engine

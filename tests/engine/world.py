@@ -39,6 +39,7 @@ class InProcess(Executor):
         """Actions whose attempts stay under way until `finish`."""
         self.found: dict[str, Found] = {}
         self._held: dict[str, Attempt] = {}
+        self._called = asyncio.Event()
         self._reports: asyncio.Queue[list[Report]] = asyncio.Queue()
 
     async def start(self) -> None: ...
@@ -72,7 +73,16 @@ class InProcess(Executor):
 
     def _run(self, attempts: Sequence[Attempt]) -> None:
         self.calls.extend(attempts)
+        self._called.set()
         self._reports.put_nowait([self.end(a) for a in attempts if a.action.name not in self.hold])
+
+    async def until_called(self, name: str, count: int = 1) -> Attempt:
+        """Wait for the `count`th attempt of this action; returns it."""
+        async with asyncio.timeout(10):
+            while len(found := [a for a in self.calls if a.action.name == name]) < count:
+                self._called.clear()
+                await self._called.wait()
+        return found[count - 1]
 
     def end(self, a: Attempt) -> Finished:
         now = time.time_ns() // 1_000_000
@@ -167,6 +177,16 @@ class World:
                 self.news.clear()
                 await self.news.wait()
         return self.finished
+
+    async def until_final(self, *ids: str) -> list[Activation]:
+        """Wait until these activations have finished, now or before."""
+        async with asyncio.timeout(10):
+            while True:
+                self.news.clear()
+                rows = [await self.row(id) for id in ids]
+                if all(row.state.final for row in rows):
+                    return rows
+                await self.news.wait()
 
     async def until_letters(self, count: int) -> list[DeadLetter]:
         async with asyncio.timeout(10):

@@ -35,6 +35,15 @@ def qualified(name: str, namespace: str) -> str:
     return f"{namespace if first == '_' else first}/{rest}"
 
 
+def reference(name: object, namespace: str) -> str | None:
+    """The same of what may be no reference at all: then None."""
+    if not isinstance(name, str):
+        return None
+    parts = name.removeprefix("/").split("/")
+    least, most = (2, 3) if name.startswith("/") else (1, 2)
+    return qualified(name, namespace) if least <= len(parts) <= most and all(parts) else None
+
+
 def error(message: str) -> bytes:
     """A result that says what went wrong."""
     return orjson.dumps({"error": message})

@@ -174,7 +174,8 @@ class Engine:
     ) -> Activation:
         """Call an action (qualified name) with these parameters, for a namespace (None: the action's own): NotFound if
         it may not. Without `wait_s`: its activation, durably recorded. With it: the finished activation, or the
-        unfinished one when the time is up. Raises NotFound, Unavailable."""
+        unfinished one: when the time is up, or as soon as it is a chain that waits for a job or a map. Raises NotFound,
+        Unavailable."""
         self._backbone.check_room()
         self._check_trouble()
         payload = orjson.dumps(params)
@@ -285,6 +286,13 @@ class Engine:
         """How the log and each executor are doing: whether they can do their work, and a line for people."""
         executors = {name: executor.condition() for name, executor in self._executors.items()}
         return {"backbone": self._backbone.condition(), **executors}
+
+    def refusal(self, action: Action) -> str | None:
+        """Why this action will never run here, as far as its executor knows now; None if nothing speaks against it."""
+        if action.category.has_steps:
+            return None
+        queue = self._queue_of(action)
+        return None if queue is None else self._executors[self._runs(queue)].refusal(action)
 
     def executor_counts(self) -> dict[str, Mapping[str, int]]:
         """What each executor has done since its start."""
@@ -481,6 +489,9 @@ class Engine:
         for row in turn.finished:
             waiter = self._waiters.pop(row.id, None)
             if waiter is not None and not waiter.done():
+                waiter.set_result(row)
+        for row in turn.unawaited:
+            if (waiter := self._waiters.pop(row.id, None)) is not None and not waiter.done():
                 waiter.set_result(row)
         if work.reports:
             self._landed.set()

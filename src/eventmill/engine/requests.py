@@ -15,7 +15,7 @@ import orjson
 from eventmill.engine import decide, steps
 from eventmill.engine.rulebook import to_rule
 from eventmill.entities import Activation, Category, Rule, State, Status, ids
-from eventmill.errors import Conflict, NotFound, Unavailable
+from eventmill.errors import Conflict, NotFound, Throttled, Unavailable
 from eventmill.events import DecodeError
 from eventmill.store import DeadLetter
 
@@ -26,11 +26,12 @@ _DONE_WRONG = (State.FAILED, State.CANCELLED)
 
 
 def invoke(turn: Turn, qualified: str, payload: bytes, id: str, namespace: str, transaction: str = "") -> Activation:
-    """A call by this namespace: an activation without a cause, with a random `id`. Raises NotFound, or Unavailable at
-    the quota."""
+    """A call by this namespace: an activation without a cause, with a random `id`. Raises NotFound;
+    Throttled or Unavailable if too many have not finished."""
     action = turn.book.action(turn.tx, qualified, namespace)
     if action is None:
         raise NotFound(f"there is no action {qualified}")
+    _check_concurrency(turn, namespace)
     _check_quota(turn, namespace)
     activation = turn.new(
         action,
@@ -43,6 +44,12 @@ def invoke(turn: Turn, qualified: str, payload: bytes, id: str, namespace: str, 
     turn.begin(action, payload, activation)
     turn.settle()
     return activation
+
+
+def _check_concurrency(turn: Turn, namespace: str) -> None:
+    count, most = turn.alive(namespace), turn.limits.concurrent_invocations
+    if count >= most:
+        raise Throttled(f"Too many concurrent requests in flight (count: {count}, allowed: {most}).")
 
 
 def _check_quota(turn: Turn, namespace: str) -> None:
@@ -123,14 +130,22 @@ def replay(turn: Turn, id: str) -> Activation:
         row = parent
     _check_done_wrong(row)
     turn.write_rows()
-    if row.parent is not None and turn.require(row.parent).category is Category.MAP:
-        state = turn.map_state(row.parent)  # the map goes on, and takes this element for ended
-        if state.over:
-            raise Conflict(f"the results of map {row.parent} are just being joined: replay it when it has failed")
-        state.left, state.failed = state.left + 1, state.failed - 1
+    if row.parent is not None:
+        _take_back_end(turn, turn.require(row.parent))
     turn.again(row)
     turn.settle()
     return row
+
+
+def _take_back_end(turn: Turn, parent: Activation) -> None:
+    """A step is to be tried again while its parent goes on. Raises Conflict if that has drawn its conclusions."""
+    if parent.category is Category.CONDUCTOR:
+        raise Conflict(f"conductor {parent.id} has been told of the failure, and goes on")
+    if parent.category is Category.MAP:
+        state = turn.map_state(parent.id)  # it takes this element for ended
+        if state.over:
+            raise Conflict(f"the results of map {parent.id} are just being joined: replay it when it has failed")
+        state.left, state.failed = state.left + 1, state.failed - 1
 
 
 def _check_done_wrong(row: Activation) -> None:

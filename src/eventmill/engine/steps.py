@@ -35,7 +35,17 @@ def begin_sequence(turn: Turn, action: Action, activation: Activation) -> None:
         turn.finish(activation, State.FAILED, Status.APPLICATION_ERROR, error)
         return
     activation.chain = orjson.dumps([component.revision for component in pinned])
+    if activation.parent is None and any(is_long(turn, component, activation.namespace) for component in pinned):
+        turn.unawaited.append(activation)
     begin_step(turn, activation, 0, pinned[0], activation.params)
+
+
+def is_long(turn: Turn, action: Action, caller: str) -> bool:
+    """Whether this is a job or a map, or has one in it: nobody waits for its end on a connection."""
+    if action.category is Category.SEQUENCE:
+        nested = (turn.book.action(turn.tx, name, caller) for name in action.components)
+        return any(component is not None and is_long(turn, component, caller) for component in nested)
+    return action.category in (Category.JOB, Category.MAP)
 
 
 def running(turn: Turn, action: Action, activation: Activation) -> None:
@@ -54,11 +64,14 @@ def deadline_of(turn: Turn, action: Action) -> int | None:
     return deadline
 
 
-def begin_step(turn: Turn, parent: Activation, index: int, action: Action, payload: bytes) -> None:
-    """Begin a step of a chain, or an element of a map."""
+def begin_step(
+    turn: Turn, parent: Activation, index: int, action: Action, payload: bytes, category: Category | None = None
+) -> None:
+    """Begin a step of a chain, or an element of a map. `category`: not the action's own (a conductor's call)."""
     step = turn.new(
         action,
         ids.step_id(parent.id, index),
+        category=category or action.category,
         namespace=parent.namespace,
         partition=parent.partition,
         attempts_left=turn.retries(action, parent.attempts_left + 1),
@@ -74,18 +87,23 @@ def begin_step(turn: Turn, parent: Activation, index: int, action: Action, paylo
 
 
 def again(turn: Turn, action: Action, row: Activation) -> None:
-    """A replay: a chain goes on at its last step. That is tried again, or, if it has succeeded after all, the next one
-    begins; a chain that never had a step begins anew."""
+    """A replay: a chain goes on at its last step; one that never had a step begins anew."""
+    if not resume(turn, row):
+        begin_sequence(turn, action, row)
+        turn.pin(row)
+
+
+def resume(turn: Turn, row: Activation) -> bool:
+    """The last step is tried again, or, if it has succeeded after all, the next one begins. False: there is none."""
     found = turn.tx.activations.last_step(row.id)
     if found is None:
-        begin_sequence(turn, action, row)
-        turn.tx.activations.pin(row)
-        return
+        return False
     last = turn.know(found)
     if last.state in (State.FAILED, State.CANCELLED):
         turn.again(last)
     elif last.state is State.SUCCEEDED:
         turn.go_on(last)
+    return True
 
 
 # ends
@@ -108,7 +126,7 @@ def step_ended(turn: Turn, parent: Activation, step: Activation) -> None:
 def cancel(turn: Turn, row: Activation) -> None:
     """End an activation; a chain's steps after the chain itself, so that they do not move it on."""
     cancelled = decide.error("cancelled")
-    if row.category in (Category.SEQUENCE, Category.MAP):
+    if row.category.has_steps:
         turn.finish(row, State.CANCELLED, Status.APPLICATION_ERROR, cancelled)
         end_steps(turn, row.id)
     elif row.state is State.PENDING or turn.keep_back(row):

@@ -19,7 +19,7 @@ import orjson
 
 from eventmill.backbone import Batch, Partition
 from eventmill.config import Limits
-from eventmill.engine import decide, maps, steps
+from eventmill.engine import conductors, decide, maps, steps
 from eventmill.engine.completion import DEPTH, completion_event
 from eventmill.engine.flight import Changes, Flight
 from eventmill.engine.results import ResultFiles
@@ -72,6 +72,8 @@ class Turn:
     ended: list[tuple[str, str]] = field(default_factory=list)
     """(executor, handle) whose end is recorded, or of no interest: to be forgotten once that is durable."""
     finished: list[Activation] = field(default_factory=list)
+    unawaited: list[Activation] = field(default_factory=list)
+    """Chains that wait for a job or a map now, or will: who waits for their end on a connection is told so."""
     more: list[Callable[[Turn], Any]] = field(default_factory=list)
     """What is left for another turn, so that no turn is long: the next elements of maps."""
     postponed: list[Callable[[Turn], Any]] = field(default_factory=list)
@@ -96,6 +98,7 @@ class Turn:
     _changed: dict[str, State] = field(default_factory=dict)
     """Rows to be written, with the state that the store has."""
     _maps: dict[str, MapState] = field(default_factory=dict)
+    _pinned: dict[str, Activation] = field(default_factory=dict)
     _steps_ended: deque[Activation] = field(default_factory=deque)
     _events: list[bytes] = field(default_factory=list)
 
@@ -170,8 +173,11 @@ class Turn:
 
     def over_quota(self, namespace: str) -> bool:
         """Whether a namespace has as many unfinished activations as it may."""
-        alive = self.flight.alive[namespace] + self.changes.alive[namespace]
-        return alive >= self.limits.pending_per_namespace
+        return self.alive(namespace) >= self.limits.pending_per_namespace
+
+    def alive(self, namespace: str) -> int:
+        """Activations of a namespace that have not finished."""
+        return self.flight.alive[namespace] + self.changes.alive[namespace]
 
     def _refuse(self, match: _Match, kind: str, reason: str) -> None:
         rule = match.rule
@@ -197,15 +203,17 @@ class Turn:
 
     # beginning
 
-    def new(self, action: Action, id: str, *, namespace: str, **more: Any) -> Activation:
+    def new(
+        self, action: Action, id: str, *, namespace: str, category: Category | None = None, **more: Any
+    ) -> Activation:
         """A new activation of this action, for this namespace (it may be another's action); `begin` gives it its
-        parameters."""
+        parameters. `category`: not the action's own."""
         return Activation(
             id=id,
             namespace=namespace,
             action=action.qualified,
             revision=action.revision,
-            category=action.category,
+            category=category or action.category,
             state=State.PENDING,
             params=b"",
             created=self.now_ms,
@@ -222,14 +230,18 @@ class Turn:
         """Begin an activation with this payload: functions and jobs queue up, chains and maps begin their steps."""
         self.changes.alive[activation.namespace] += 1
         self.record(activation)
-        if action.category is Category.SEQUENCE:
-            activation.params = payload
-            steps.begin_sequence(self, action, activation)
-        else:
-            activation.params = decide.merge(action.parameters, payload)
-            if action.category is Category.MAP:
+        match activation.category:
+            case Category.SEQUENCE:
+                activation.params = payload
+                steps.begin_sequence(self, action, activation)
+            case Category.CONDUCTOR:
+                activation.params = payload
+                conductors.begin(self, action, activation)
+            case Category.MAP:
+                activation.params = decide.merge(action.parameters, payload)
                 maps.begin(self, action, activation)
-            else:
+            case _:
+                activation.params = decide.merge(action.parameters, payload)
                 self._queue_up(action, activation)
 
     def again(self, row: Activation) -> None:
@@ -238,22 +250,20 @@ class Turn:
         self.version += 1
         self.budget -= 1
         action = self.book.revision(self.tx, row.revision)
-        is_chain = row.category in (Category.SEQUENCE, Category.MAP)
-        if not is_chain:
+        has_steps = row.category.has_steps
+        if not has_steps:
             row.queue = self.queue_of(action) or ""
         self.tx.activations.reset(
             row,
-            State.RUNNING if is_chain else State.PENDING,
+            State.RUNNING if has_steps else State.PENDING,
             attempts_left=self.retries(action, self.limits.attempts_event),
-            started=self.now_ms if is_chain else None,
-            deadline=steps.deadline_of(self, action) if is_chain else None,
+            started=self.now_ms if has_steps else None,
+            deadline=steps.deadline_of(self, action) if has_steps else None,
         )
         self.changes.alive[row.namespace] += 1
         self.tx.dead_letters.drop_of(row.id)
-        if row.category is Category.SEQUENCE:
-            steps.again(self, action, row)
-        elif row.category is Category.MAP:
-            maps.again(self, action, row)
+        if has_steps:
+            _AGAIN[row.category](self, action, row)
         else:
             self.changes.wait(row.queue)
 
@@ -405,8 +415,7 @@ class Turn:
             step = self._steps_ended.popleft()
             parent = self.get(step.parent or "")
             if parent is not None:
-                ended = maps.element_ended if parent.category is Category.MAP else steps.step_ended
-                ended(self, parent, step)
+                _STEP_ENDED[parent.category](self, parent, step)
 
     def go_on(self, step: Activation) -> None:
         """A step that had ended before moves its chain on, again."""
@@ -414,8 +423,10 @@ class Turn:
 
     def _begin_on_error(self, row: Activation) -> None:
         """The action that its own names in the annotation `on_error` gets the failed activation."""
-        name = self.book.revision(self.tx, row.revision).annotations.get("on_error")
-        if not isinstance(name, str):
+        failed = self.book.revision(self.tx, row.revision)
+        name = failed.annotations.get("on_error")
+        is_own_call = failed.category is not row.category  # a conductor's: its end is the conductor's to tell
+        if not isinstance(name, str) or is_own_call:
             return
         action = self.book.action(self.tx, decide.qualified(name, row.namespace), row.namespace)
         if action is None:
@@ -536,6 +547,9 @@ class Turn:
         if self._maps:
             self.tx.activations.save_map_states(self._maps)
             self._maps.clear()
+        for row in self._pinned.values():
+            self.tx.activations.pin(row)
+        self._pinned.clear()
 
     # rows
 
@@ -585,6 +599,11 @@ class Turn:
     def set_map_state(self, id: str, state: MapState) -> None:
         self._maps[id] = state
 
+    def pin(self, row: Activation) -> None:
+        """What is noted in a row's `chain` is to be written."""
+        self.version += 1
+        self._pinned[row.id] = row
+
     def append(self, record: bytes) -> None:
         """Put a record into the log again."""
         self.version += 1
@@ -597,6 +616,10 @@ class Turn:
 
 
 _RETRIES_MAX = 1000
+_STEP_ENDED = {
+    Category.SEQUENCE: steps.step_ended, Category.CONDUCTOR: conductors.step_ended, Category.MAP: maps.element_ended,
+}  # fmt: skip
+_AGAIN = {Category.SEQUENCE: steps.again, Category.CONDUCTOR: conductors.again, Category.MAP: maps.again}
 
 
 def _look_again(turn: Turn) -> None:

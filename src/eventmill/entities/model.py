@@ -24,8 +24,19 @@ class Category(StrEnum):
     JOB = "job"
     SEQUENCE = "sequence"
     MAP = "map"
+    CONDUCTOR = "conductor"
+    """A function that says which action runs next. Its calls are steps of it, of category FUNCTION."""
     TRIGGER = "trigger"
     """Not an action: the record that a trigger was fired by hand."""
+
+    @property
+    def has_steps(self) -> bool:
+        """It waits in no queue and runs nowhere: its steps do."""
+        return self in (Category.SEQUENCE, Category.MAP, Category.CONDUCTOR)
+
+
+_FALSE = (None, False, 0, "")
+"""Values of an annotation that are as if it were not there, as OpenWhisk takes them: an empty list is not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +68,9 @@ class Action:
     binary: bool = False
     main: str | None = None
     components: tuple[str, ...] = ()
+    url: str = ""
+    method: str = "POST"
+    """Where, and how, an action of kind `http` is called."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """Bound parameters, the package's included."""
     init_parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -77,7 +91,8 @@ class Action:
             case "job" | "sequence" | "map":
                 return Category(self.kind)
             case _:
-                return Category.FUNCTION
+                is_conductor = self.annotations.get("conductor", False) not in _FALSE
+                return Category.CONDUCTOR if is_conductor else Category.FUNCTION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +202,7 @@ class Activation:
     """How many completions lie between the first event and this one: the loop guard."""
     traceparent: str | None = None
     chain: bytes | None = None
-    """A sequence's components, pinned as revisions when it began: a JSON list."""
+    """A sequence's components, pinned as revisions when it began: a JSON list. A conductor's counts of its steps."""
     queue: str = ""
     """Whose turn it waits for: its action's, or its batch system's; "" for what waits for nobody."""
     transaction: str = ""

@@ -217,7 +217,7 @@ class Entities:
             "SELECT id FROM revisions WHERE id NOT IN (SELECT revision FROM entities WHERE revision IS NOT NULL)"
             " AND id NOT IN (SELECT revision FROM activations)"
             " AND id NOT IN (SELECT json_each.value FROM activations, json_each(CAST(chain AS TEXT))"
-            " WHERE chain IS NOT NULL)"
+            " WHERE chain IS NOT NULL AND category='sequence')"
             " AND id NOT IN (SELECT component FROM maps)"
         )
         return [row[0] for row in rows]
@@ -254,6 +254,8 @@ def to_action(namespace: str, name: str, revision: int, document: Document, pack
         binary=bool(exec_.get("binary")),
         main=exec_.get("main"),
         components=tuple(c.lstrip("/") for c in exec_.get("components", ())),
+        url=exec_.get("url", ""),
+        method=exec_.get("method", "POST"),
         parameters=bound,
         init_parameters={p["key"]: p["value"] for p in own if p.get("init")},
         annotations={a["key"]: a["value"] for a in document.get("annotations", [])},
