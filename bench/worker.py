@@ -91,7 +91,13 @@ class RoundTrip:
 @contextmanager
 def raw_workers(count: int) -> Iterator[list[socket.socket]]:
     """Connections to `count` processes that run the pool's own worker with a function that does nothing."""
-    document: dict[str, Any] = {"name": "/bench/noop", "main": "main", "directory": None, "environment": {}}
+    document: dict[str, Any] = {
+        "name": "/bench/noop",
+        "main": "main",
+        "directory": None,
+        "environment": {},
+        "child": None,
+    }
     init = protocol.init_frame({**document, "result_bytes_max": 1 << 20}, NOOP)
     output, connections, pids = os.pipe(), [], []
     for _ in range(count):
@@ -115,7 +121,7 @@ def raw_workers(count: int) -> Iterator[list[socket.socket]]:
 
 def raw_round_trips(connections: list[socket.socket], count: int, params: bytes = b"{}") -> float:
     """Seconds that `count` attempts take when each worker gets its next one as soon as it has answered."""
-    frame = protocol.run_frame(1, 0, ("0" * 32, "", ""), params)
+    frame = protocol.run_frame(protocol.Call(1, 0, "0" * 32, "", "", "guest", "", params))
     poll, by_descriptor = select.poll(), {connection.fileno(): connection for connection in connections}
     start = time.perf_counter()
     for connection in connections[:count]:

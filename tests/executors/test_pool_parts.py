@@ -46,9 +46,9 @@ def test_a_frame_beyond_the_limit_is_refused_by_its_head() -> None:
 
 
 def test_what_is_sent_to_a_worker_is_read_by_it() -> None:
-    names = ("a" * 32, "tränsaction", "")
-    (_, payload), *_ = protocol.Frames(1000).feed(protocol.run_frame(7, 1 << 41, names, b"{}"))
-    assert protocol.parse_run(payload) == (7, 1 << 41, names, b"{}")
+    call = protocol.Call(7, 1 << 41, "a" * 32, "tränsaction", "", "lab", "id:key", b"{}")
+    (_, payload), *_ = protocol.Frames(1000).feed(protocol.run_frame(call))
+    assert protocol.parse_run(payload) == call
     (_, payload), *_ = protocol.Frames(1000).feed(protocol.init_frame({"ä": 1}, b"\0source"))
     assert protocol.parse_init(payload) == ({"ä": 1}, b"\0source")
     done = (1, 2, -1.0, 3, 0.5, 6)

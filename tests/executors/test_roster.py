@@ -20,7 +20,7 @@ def action(name: str, instances: int | None = None) -> Action:
 
 def wait(roster: Roster, name: str, count: int = 1, instances: int | None = None) -> Lane:
     """Have attempts of an action wait."""
-    lane = roster.lane(action(name, instances))
+    lane = roster.lane(attempt(action(name, instances)))
     lane.waiting.extend(attempt(lane.action) for _ in range(count))
     roster.wish(lane)
     return lane
@@ -72,7 +72,7 @@ def test_an_action_s_own_limit() -> None:
     roster = Roster(4)
     wait(roster, "a", 9, instances=2)
     assert starts(roster) == ["a", "a"]
-    assert Roster(4).lane(action("b", instances=9)).workers_max == 4
+    assert Roster(4).lane(attempt(action("b", instances=9))).workers_max == 4
 
 
 def test_the_last_used_idle_worker_wakes_first_and_the_oldest_is_known() -> None:
@@ -146,5 +146,5 @@ def test_a_lane_is_forgotten_when_nothing_is_left_of_it() -> None:
     assert not roster.forget(lane)
     roster.gone(worker)
     assert roster.forget(lane)
-    assert roster.lane(lane.action) is not lane
+    assert roster.lane(attempt(lane.action)) is not lane
     assert roster.live == 0

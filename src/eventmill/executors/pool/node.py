@@ -48,3 +48,8 @@ def _of_wheel() -> str | None:
         return None
     path = Path(spec.origin).parent / "bin" / "node"
     return str(path) if path.exists() else None
+
+
+def runs(kind: str) -> bool:
+    """Whether it is Node.js that runs functions of this kind."""
+    return kind.startswith("nodejs:")

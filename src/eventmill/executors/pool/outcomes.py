@@ -13,6 +13,7 @@ from eventmill.executors.pool import protocol
 from eventmill.executors.pool.protocol import BrokenFrame
 
 EXITED = "command exited"
+NO_CODE = "Missing main/no code to execute."
 NO_INIT = "The action did not initialize and exited unexpectedly."
 NO_RESPONSE = "The action did not produce a valid response and exited unexpectedly."
 NO_MEMORY = "The action exhausted its memory and was aborted."
@@ -92,18 +93,6 @@ def of_death(status: int | None, *, during_init: bool) -> Ending:
     if during_init:
         return developer_error(NO_INIT)
     return developer_error(NO_RESPONSE if status is None else EXITED)
-
-
-def describe(status: int | None) -> str:
-    """For the logs."""
-    if status is None:
-        return "The function's process is gone."
-    if status >= 0:
-        return f"The function's process ended with exit code {status}."
-    try:
-        return f"The function's process was ended by {signal.Signals(-status).name}."
-    except ValueError:
-        return f"The function's process was ended by signal {-status}."
 
 
 def _error(text: str) -> bytes:

@@ -15,7 +15,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -23,14 +23,16 @@ from typing import Any, Literal
 from eventmill.entities import Action, Status
 from eventmill.errors import EventmillError, InvalidArchive
 from eventmill.executors.base import Attempt, CodeSource, Executor, Finished, Found, Recorded, Report
-from eventmill.executors.pool import outcomes, protocol
-from eventmill.executors.pool.code import CodeCache
+from eventmill.executors.pool import node, outcomes, protocol
+from eventmill.executors.pool.code import Code, CodeCache
 from eventmill.executors.pool.context import BASE_ENVIRONMENT, init_document
+from eventmill.executors.pool.deaths import describe
 from eventmill.executors.pool.isolate import NONE
 from eventmill.executors.pool.launcher import Isolation, Launcher, ZygoteConfig, launch
 from eventmill.executors.pool.link import Link
+from eventmill.executors.pool.node import Node
 from eventmill.executors.pool.outcomes import Ending
-from eventmill.executors.pool.protocol import BrokenFrame
+from eventmill.executors.pool.protocol import BrokenFrame, Call
 from eventmill.executors.pool.rooms import Rooms, remove_tree
 from eventmill.executors.pool.roster import Lane, Roster, Stage, Verdict, Worker
 from eventmill.executors.pool.slots import Slots
@@ -45,6 +47,10 @@ HANGUP_GRACE_S = 1.0
 """For a worker that has closed its connection to end by itself, before it is killed."""
 RELAUNCH_PAUSE_S = 1.0
 """Before a zygote that died young, or could not be started, is tried again."""
+NODE_MB = 96
+"""What a process of Node.js takes besides the memory of the action."""
+PROVIDE_KEY = "provide-api-key"
+"""Annotation of actions that are given a key for the API."""
 FRAME_SLACK_BYTES = 64 << 10
 """What a worker's frame may have beyond the largest result."""
 
@@ -72,6 +78,8 @@ class Pool(Executor):
         hidden: Sequence[Path] = (),
         shared: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        api_host: str = "",
+        key_of: Callable[[str], str] = lambda activation: "",
         preload: Sequence[str] = (),
         result_bytes_max: int = 1 << 20,
         archive_files_max: int = 10_000,
@@ -83,6 +91,9 @@ class Pool(Executor):
         self._idle_retire_s = idle_retire_s
         self._isolation_setting = isolation
         self._environment = dict(environment or {})
+        self._api_host = api_host
+        self._key_of = key_of
+        self._node: Node | None = None
         self._preload = preload
         self._result_bytes_max = result_bytes_max
         self._codes = CodeCache(
@@ -122,6 +133,7 @@ class Pool(Executor):
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._node = await asyncio.to_thread(node.find)
         await asyncio.to_thread(self._prepare_directories)
         self._slots.open()
         await self._launch()
@@ -165,10 +177,10 @@ class Pool(Executor):
             if key in self._under_way or self._stopped:
                 continue
             self._under_way[key] = attempt
-            if refusal := self._refusal(attempt.action.namespace):
+            if refusal := self._refusal(attempt.namespace):
                 self._finish(attempt, refusal)
                 continue
-            lane = self._roster.lane(attempt.action)
+            lane = self._roster.lane(attempt)
             worker = self._roster.wake(lane)
             if worker is not None:
                 self._hand(worker, attempt)
@@ -182,7 +194,7 @@ class Pool(Executor):
 
     def cancel(self, activations: Mapping[str, str | None]) -> None:
         for attempt in [a for (activation, _), a in self._under_way.items() if activation in activations]:
-            lane = self._roster.lane(attempt.action)
+            lane = self._roster.lane(attempt)
             if attempt in lane.waiting:
                 lane.waiting.remove(attempt)
                 self._finish(attempt, outcomes.CANCELLED)
@@ -258,10 +270,21 @@ class Pool(Executor):
         self._roster.busy(worker, attempt)
         worker.attempt_started_ms = now_ms
         worker.deadline = self._loop.time() + timeout_ms / 1000
-        names = (attempt.activation, attempt.transaction, attempt.traceparent or "")
-        worker.link.send(protocol.run_frame(worker.sequence, now_ms + timeout_ms, names, attempt.params))
+        worker.link.send(protocol.run_frame(self._call(attempt, worker.sequence, now_ms + timeout_ms)))
         if worker.timer is None:
             self._arm(worker)
+
+    def _call(self, attempt: Attempt, sequence: int, deadline_ms: int) -> Call:
+        return Call(
+            sequence=sequence,
+            deadline_ms=deadline_ms,
+            activation=attempt.activation,
+            transaction=attempt.transaction,
+            traceparent=attempt.traceparent or "",
+            namespace=attempt.namespace,
+            api_key=self._key_of(attempt.activation) if attempt.action.annotations.get(PROVIDE_KEY) is True else "",
+            params=attempt.params,
+        )
 
     def _hear(self, worker: Worker) -> None:
         try:
@@ -361,25 +384,37 @@ class Pool(Executor):
     async def _prepare(self, lane: Lane) -> None:
         """Get the lane's code, then its first worker."""
         try:
-            lane.code = await self._codes.get(lane.action)
-        except InvalidArchive as e:
-            ending = outcomes.developer_error(f"The action failed during initialization: {e}", final=True)
-        except Exception as e:  # whatever the code source raises: an attempt must end
-            log.exception("the code of %s can't be read", lane.action.qualified)
-            ending = outcomes.internal_error(f"the action's code can't be read: {e}")
+            found = await self._code(lane.action)
         finally:
             lane.preparing = False
-        while lane.code is None and lane.waiting:
-            self._finish(lane.waiting.popleft(), ending)
+        if isinstance(found, Code):
+            lane.code = found
+        else:
+            while lane.waiting:
+                self._finish(lane.waiting.popleft(), found)
         self._roster.wish(lane)
         self._forget_if_unused(lane)
         self._make_starts()
+
+    async def _code(self, action: Action) -> Code | Ending:
+        """The action's code, or how its attempts end without it."""
+        if node.runs(action.kind) and self._node is None:
+            return outcomes.internal_error("Node.js is not installed on this server", final=True)
+        if action.code is None:
+            return outcomes.developer_error(outcomes.NO_CODE, final=True)
+        try:
+            return await self._codes.get(action)
+        except InvalidArchive as e:
+            return outcomes.developer_error(f"The action failed during initialization: {e}", final=True)
+        except Exception as e:  # whatever the code source raises: an attempt must end
+            log.exception("the code of %s can't be read", action.qualified)
+            return outcomes.internal_error(f"the action's code can't be read: {e}")
 
     def _start_worker(self, lane: Lane) -> None:
         number = next(self._numbers)
         try:
             room = str(self._rooms.make(number))
-            shared = self._shared_with(lane.action.namespace)
+            shared = self._shared_with(lane.namespace)
             link = self._make_link(lane.action)
         except OSError as e:  # no descriptors left, or no disk space
             self._rooms.remove(number)
@@ -402,6 +437,8 @@ class Pool(Executor):
             lane.code,
             room=room,
             environment=self._environment,
+            api_host=self._api_host,
+            node=self._node,
             result_bytes_max=self._result_bytes_max,
         )
         request = {
@@ -409,7 +446,7 @@ class Pool(Executor):
             "room": room,
             "code": document["directory"],
             "shared": shared,
-            "memory_mb": lane.action.limits.memory_mb,
+            "memory_mb": lane.action.limits.memory_mb + (NODE_MB if node.runs(lane.action.kind) else 0),
         }
         self._launcher.ask(request, link.ends)
         link.send(protocol.init_frame(document, lane.code.source))
@@ -502,7 +539,7 @@ class Pool(Executor):
             return
         ending = self._ending(worker, status)
         if worker.verdict in (Verdict.HUNG_UP, Verdict.BROKEN):
-            worker.link.log.note(outcomes.describe(status))
+            worker.link.log.note(describe(status))
         logs = worker.link.log.take()
         if worker.attempt is None:
             self._fail_one(worker.lane, ending, logs)

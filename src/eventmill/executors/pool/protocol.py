@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
-from typing import Any
+from typing import Any, NamedTuple
 
 INIT, RUN = 1, 2
 """To the worker: the code (once), an attempt."""
@@ -19,6 +19,9 @@ READY, FAILED, DONE = 3, 4, 5
 
 # how an attempt ended, as the worker sees it
 SUCCESS, RETURNED_ERROR, RAISED, RETRY, FATAL, TOO_LARGE, BAD_RESULT, EXITED, MEMORY = range(9)
+
+UNSAID = -1.0
+"""Instead of the seconds after which to retry."""
 
 LEFT_OUTPUT, LEFT_PROCESSES = 1, 2
 """Flags of DONE: there may be output in the pipes; processes that the attempt started are still there."""
@@ -29,7 +32,7 @@ MESSAGE_BYTES = 1 << 16
 
 _HEAD = struct.Struct("<IB")
 _INIT_HEAD = struct.Struct("<I")
-_RUN_HEAD = struct.Struct("<IQHHH")
+_RUN_HEAD = struct.Struct("<IQHHHHH")
 _DONE_HEAD = struct.Struct("<IBdBdI")
 
 
@@ -87,22 +90,34 @@ def parse_init(payload: bytes) -> tuple[dict[str, Any], bytes]:
     return json.loads(payload[_INIT_HEAD.size : end]), payload[end:]
 
 
-def run_frame(sequence: int, deadline_ms: int, names: tuple[str, str, str], params: bytes) -> bytes:
-    """`names`: activation id, transaction id, traceparent; what is absurdly long is cut."""
-    a, t, p = [name.encode(errors="replace")[:NAME_BYTES_MAX] for name in names]
-    size = _RUN_HEAD.size + len(a) + len(t) + len(p) + len(params)
-    return b"".join(
-        (_HEAD.pack(size, RUN), _RUN_HEAD.pack(sequence, deadline_ms, len(a), len(t), len(p)), a, t, p, params)
-    )
+class Call(NamedTuple):
+    """One attempt, as the worker is given it. `deadline_ms`: epoch. `namespace`: of the caller."""
+
+    sequence: int
+    deadline_ms: int
+    activation: str
+    transaction: str
+    traceparent: str
+    namespace: str
+    api_key: str
+    params: bytes
 
 
-def parse_run(payload: bytes) -> tuple[int, int, tuple[str, str, str], bytes]:
+def run_frame(call: Call) -> bytes:
+    """What is absurdly long of the names is cut."""
+    names = [name.encode(errors="replace")[:NAME_BYTES_MAX] for name in call[2:7]]
+    head = _RUN_HEAD.pack(call.sequence, call.deadline_ms, *map(len, names))
+    size = len(head) + sum(map(len, names)) + len(call.params)
+    return b"".join((_HEAD.pack(size, RUN), head, *names, call.params))
+
+
+def parse_run(payload: bytes) -> Call:
     sequence, deadline_ms, *sizes = _RUN_HEAD.unpack_from(payload)
     names, start = [], _RUN_HEAD.size
     for size in sizes:
         names.append(payload[start : start + size].decode(errors="replace"))
         start += size
-    return sequence, deadline_ms, (names[0], names[1], names[2]), payload[start:]
+    return Call(sequence, deadline_ms, *names, payload[start:])
 
 
 Done = tuple[int, int, float, int, float, int]

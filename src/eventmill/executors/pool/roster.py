@@ -21,12 +21,16 @@ from eventmill.executors.base import Attempt
 from eventmill.executors.pool.code import Code
 from eventmill.executors.pool.link import Link
 
-LaneKey = tuple[str, str, int, str | None]
+LaneKey = tuple[str, str, str, int, str, str | None]
 
 
-def lane_key(action: Action) -> LaneKey:
-    """One revision of an action. The code is part of it: a deleted and re-created action may count from 1 again."""
-    return action.namespace, action.name, action.revision, action.code
+def lane_key(attempt: Attempt) -> LaneKey:
+    """One revision of an action, for one caller's namespace: what a worker has seen stays in that.
+
+    The code is part of it: a deleted and re-created action may count from 1 again.
+    """
+    action = attempt.action
+    return attempt.namespace, action.namespace, action.name, action.revision, action.kind, action.code
 
 
 class Stage(Enum):
@@ -77,7 +81,7 @@ class Worker:
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """One revision of an action."""
+    """One revision of an action, for one caller's namespace."""
 
     key: LaneKey
     action: Action
@@ -91,6 +95,11 @@ class Lane:
     preparing: bool = False
     """Its code is being fetched."""
     listed: bool = False
+
+    @property
+    def namespace(self) -> str:
+        """The caller's."""
+        return self.key[0]
 
     def wants_worker(self) -> bool:
         return len(self.waiting) > self.starting and self.live < self.workers_max and not self.preparing
@@ -107,8 +116,8 @@ class Roster:
         self._idle: dict[Worker, None] = {}
         """The longest-idle first."""
 
-    def lane(self, action: Action) -> Lane:
-        key = lane_key(action)
+    def lane(self, attempt: Attempt) -> Lane:
+        key, action = lane_key(attempt), attempt.action
         lane = self._lanes.get(key)
         if lane is None:
             workers_max = min(action.limits.instances or self.workers_max, self.workers_max)
