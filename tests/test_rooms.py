@@ -29,7 +29,10 @@ SAME_FLOOR = {("cli", "server"), ("server", "logs"), ("backbone", "store"), ("st
 """Neighbours that know each other: the embedded log is a table of the store, and events may be wrong."""
 
 _CONDOR = ("executors", "htcondor")
-EDGES = {"confluent_kafka": [("backbone", "kafka")], "htcondor2": [_CONDOR], "classad2": [_CONDOR]}
+EDGES = {
+    "confluent_kafka": [("backbone", "kafka")], "htcondor2": [_CONDOR], "classad2": [_CONDOR],
+    "httpx": [("executors", "openwhisk"), ("executors", "http")],
+}  # fmt: skip
 """Who may know an outside, behind a contract: the folder of its adapter."""
 
 

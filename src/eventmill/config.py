@@ -53,18 +53,6 @@ class Server(_Section):
     """On shutdown functions under way get this long to finish; what has not is started again by the next server."""
 
 
-class Functions(_Section):
-    engine: Literal["pool"] = "pool"
-    workers_max: int = Field(default_factory=lambda: max(8, 4 * (os.cpu_count() or 2)), ge=1)
-    """Functions that run at once on this server."""
-    idle_retire_s: PositiveFloat = 600.0
-    """A worker without work for this long is ended."""
-    isolation: Literal["auto", "none"] = "auto"
-    """auto: own namespaces where the kernel allows it, else only one Eventmill namespace is served; none: as it is."""
-    preload: list[str] = []
-    """Modules that every worker starts with (numpy, h5py): loaded once, shared by all."""
-
-
 class Pool(_Section):
     kind: Literal["local", "htcondor"] = "local"
     cpus: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
@@ -157,6 +145,77 @@ class Secret(_Section):
             raise InvalidConfig(f"can't read the secret in {self.file}: {getattr(e, 'strerror', 'not text')}") from e
 
 
+_AUTHORITY = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
+_FIELD = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+
+
+class HttpFunctions(_Section):
+    """Services of others as functions: actions of kind `http`."""
+
+    hosts: list[str] = []
+    """`host[:port]` that actions may call (443 without a port; 80 has to be written): none unless it is here."""
+    headers: dict[str, dict[str, Secret]] = {}
+    """What is sent to a host besides, such as its `Authorization`: by host, as it is in `hosts`."""
+    ca_file: Path | None = None
+    """Certificates of authorities that are trusted instead of the system's."""
+    connections_max: PositiveInt = 64
+    """Calls that are under way at once."""
+
+    @model_validator(mode="after")
+    def _check(self) -> HttpFunctions:
+        for host in self.hosts:
+            if not _AUTHORITY.fullmatch(host):
+                raise ValueError(f"hosts: '{host}' is not a host or host:port, such as fn.example.org or 10.0.0.5:8080")
+        for host, headers in self.headers.items():
+            if host not in self.hosts:
+                raise ValueError(f"headers: '{host}' is not in hosts")
+            for name in headers:
+                if not _FIELD.fullmatch(name):
+                    raise ValueError(f"headers: '{name}' is no name of an HTTP header")
+        return self
+
+
+class Functions(_Section):
+    engine: Literal["pool", "openwhisk"] = "pool"
+    workers_max: int = Field(default_factory=lambda: max(8, 4 * (os.cpu_count() or 2)), ge=1)
+    """pool: functions that run at once on this server."""
+    idle_retire_s: PositiveFloat = 600.0
+    """pool: a worker without work for this long is ended."""
+    isolation: Literal["auto", "none"] = "auto"
+    """pool: auto: own namespaces where the kernel allows it, else only one Eventmill namespace is served; none: as it
+    is."""
+    preload: list[str] = []
+    """pool: modules that every worker starts with (numpy, h5py): loaded once, shared by all."""
+    api_host: str = ""
+    """openwhisk: where it is: `https://host[:port]`; `http://` where nobody else can listen."""
+    key: Secret | None = None
+    """openwhisk: the key (`uuid:key`) of the namespace there that runs all our functions."""
+    ca_file: Path | None = None
+    """openwhisk: certificates of authorities that are trusted instead of the system's."""
+    connections_max: PositiveInt = 64
+    """openwhisk: functions that are under way there at once."""
+    http: HttpFunctions = HttpFunctions()
+
+    @model_validator(mode="after")
+    def _check(self) -> Functions:
+        for key in self.model_fields_set & _OF_ENGINES.keys():
+            if self.engine != _OF_ENGINES[key]:
+                raise ValueError(f"'{key}' is a setting of engine {_OF_ENGINES[key]} alone")
+        if self.engine == "openwhisk":
+            if not re.fullmatch(rf"https?://{_AUTHORITY.pattern}/?", self.api_host):
+                raise ValueError("engine openwhisk needs api_host, such as https://openwhisk.example.org")
+            if self.key is None:
+                raise ValueError("engine openwhisk needs key = { env = … } or { file = … }")
+        return self
+
+
+_OF_ENGINES = {
+    **dict.fromkeys(("workers_max", "idle_retire_s", "isolation", "preload"), "pool"),
+    **dict.fromkeys(("api_host", "key", "ca_file", "connections_max"), "openwhisk"),
+}
+"""Settings of functions that only some engines have."""
+
+
 Property = bool | int | float | str | Secret
 
 
@@ -195,9 +254,6 @@ class Registry(_Section):
         return url
 
 
-_BROKER = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
-
-
 class Backbone(_Section):
     kind: Literal["embedded", "kafka"] = "embedded"
     brokers: str = "127.0.0.1:9092"
@@ -220,7 +276,7 @@ class Backbone(_Section):
     @classmethod
     def _check_brokers(cls, brokers: str) -> str:
         for broker in brokers.split(","):
-            if not _BROKER.fullmatch(broker.strip()):
+            if not _AUTHORITY.fullmatch(broker.strip()):
                 raise ValueError(f"'{broker}' is not a host and a port (host:9092; several are separated by commas)")
         return brokers
 
@@ -352,6 +408,15 @@ class Limits(_Section):
     """A server that dies this often under an activation makes it a dead letter."""
     pending_per_namespace: PositiveInt = 1_000_000
     """Activations that wait or run; beyond it a namespace's matches become dead letters `throttled`."""
+    concurrent_invocations: PositiveInt = 1_000_000
+    """Unfinished activations of a namespace with which it may call one more action; beyond it: 429. As many as may be
+    pending: on a server of one's own, only a namespace that shall leave room for others needs less."""
+    invocations_per_minute: PositiveInt = 1_000_000
+    """Calls of actions in a minute of the clock, by a namespace (web actions: by anybody, counted for the owner);
+    beyond it: 429. More than one server can answer: it is there to be lowered."""
+    fires_per_minute: PositiveInt = 1_000_000
+    """Triggers fired by hand in a minute of the clock, by a namespace; beyond it: 429. What events cause is never
+    counted."""
     window_per_action: PositiveInt = 64
     """Pending activations of one action that are in memory; the rest wait on disk."""
     batch_bytes: PositiveInt = 16 << 20

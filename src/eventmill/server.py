@@ -31,13 +31,15 @@ from eventmill.backbone import Backbone
 from eventmill.backbone.embedded import EmbeddedBackbone
 from eventmill.backbone.room import Room
 from eventmill.config import Settings
-from eventmill.engine import RESULTS, Engine, pool_queue
+from eventmill.engine import FUNCTIONS, RESULTS, Engine, pool_queue
 from eventmill.engine.audit import audit
 from eventmill.errors import InvalidConfig, InvalidInput, Unavailable
 from eventmill.events import PathTable
 from eventmill.executors import Executor
 from eventmill.executors.htcondor import LOCAL_SCHEDD, CondorQueue, Reporting
+from eventmill.executors.http import HttpFunctionsExecutor
 from eventmill.executors.local import LocalQueue
+from eventmill.executors.openwhisk import OpenWhisk
 from eventmill.executors.pool import Pool
 from eventmill.sdk.event import PATHS_ENV, Event
 from eventmill.signing import Signer, new_key
@@ -157,20 +159,8 @@ def _executors(
     """What runs functions, and each batch system by its queue's name."""
     limits, environment = settings.limits, {PATHS_ENV: paths.environment()}
     executors: dict[str, Executor] = {
-        "functions": Pool(
-            store.code,
-            state_dir=data_dir / "functions",
-            workers_max=settings.functions.workers_max,
-            idle_retire_s=settings.functions.idle_retire_s,
-            isolation=settings.functions.isolation,
-            hidden=[data_dir],
-            shared=data_dir / RESULTS,
-            environment=environment,
-            preload=settings.functions.preload,
-            result_bytes_max=limits.payload_bytes,
-            archive_files_max=limits.archive_files,
-            archive_bytes_max=limits.archive_bytes,
-        )
+        FUNCTIONS: _functions(settings, store, data_dir, environment),
+        "http": HttpFunctionsExecutor(settings.functions.http, result_bytes_max=limits.payload_bytes),
     }
     for name, pool in settings.pools.items():
         common: dict[str, Any] = {
@@ -190,6 +180,27 @@ def _executors(
             memory_mb = pool.memory_mb or _three_quarters_of_memory()
             executors[pool_queue(name)] = LocalQueue(store.code, cpus=pool.cpus, memory_mb=memory_mb, **common)
     return executors
+
+
+def _functions(settings: Settings, store: Store, data_dir: Path, environment: Mapping[str, str]) -> Executor:
+    """What runs functions."""
+    functions, limits = settings.functions, settings.limits
+    if functions.engine == "openwhisk":
+        return OpenWhisk.of(functions, store.code, environment=environment)
+    return Pool(
+        store.code,
+        state_dir=data_dir / "functions",
+        workers_max=functions.workers_max,
+        idle_retire_s=functions.idle_retire_s,
+        isolation=functions.isolation,
+        hidden=[data_dir],
+        shared=data_dir / RESULTS,
+        environment=environment,
+        preload=functions.preload,
+        result_bytes_max=limits.payload_bytes,
+        archive_files_max=limits.archive_files,
+        archive_bytes_max=limits.archive_bytes,
+    )
 
 
 # sources

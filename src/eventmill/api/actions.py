@@ -19,7 +19,7 @@ from eventmill.api.services import Services
 from eventmill.api.wire import Json, flag, json_object, paging
 from eventmill.entities import Document
 from eventmill.executors.kinds import kinds_of
-from eventmill.store import Stored, Tx
+from eventmill.store import Stored, Tx, to_action
 
 
 class Actions:
@@ -28,6 +28,7 @@ class Actions:
         self._limits = services.settings.limits
         self._kinds = kinds_of(services.settings.functions)
         self._pools = services.settings.pools
+        self._refusal = services.engine.refusal
         self._invocations = invocations
 
     def routes(self) -> list[BaseRoute]:
@@ -83,6 +84,8 @@ class Actions:
             old = replaced(tx, "actions", namespace, name, overwrite)
             components.check(tx, f"{namespace}/{name}", exec_, self._limits.sequence_components)
             document = documents.action(change, old.document if old else None, self._limits)
+            if (refusal := self._refusal(to_action(namespace, name, 0, document, {}))) is not None:
+                raise Refusal(refusal)
             code = _store_code(tx, document, new="code" in exec_)
             return answers.action(put(tx, "actions", namespace, name, document, old), code)
 

@@ -21,9 +21,10 @@ from eventmill.config import Limits
 from eventmill.entities import Document
 from eventmill.entities.kinds import BLACKBOX, SKELETON, Kinds
 from eventmill.errors import InvalidInput
+from eventmill.executors.http import METHODS, check_url
 from eventmill.rules import parse
 
-OWN_KINDS = ("sequence", "job", "map")
+OWN_KINDS = ("sequence", "job", "map", "http")
 
 TIMEOUT_MS_MIN, MEMORY_MB_MIN, LOGS_MB_MAX = 100, 128, 10
 LIMITS: Document = {"timeout": 60_000, "memory": 256, "logs": 10, "concurrency": 1}
@@ -130,6 +131,8 @@ def _exec(given: Any, limits: Limits, namespace: str, kinds: Kinds) -> Document:
     kind = _kind(given.get("kind"), kinds)
     if kind in ("sequence", "map"):
         return {"kind": kind, "components": _components(given.get("components"), kind, limits, namespace)}
+    if kind == "http":
+        return {"kind": kind, **_service(given)}
     code, main = given.get("code"), given.get("main")
     exec_: Document = {"kind": kind, "binary": False}
     if kind == BLACKBOX:
@@ -139,6 +142,17 @@ def _exec(given: Any, limits: Limits, namespace: str, kinds: Kinds) -> Document:
     if main is not None and not isinstance(main, str):
         raise malformed(f"if defined, 'main' must be a string in 'exec' for '{kind}' actions")
     return {**exec_, "main": main} if main else exec_
+
+
+def _service(given: Mapping[str, Any]) -> Document:
+    """Where, and how, somebody else's service is called."""
+    url, method = given.get("url"), given.get("method", "POST")
+    if not isinstance(url, str):
+        raise malformed("'url' must be a string in 'exec' for 'http' actions")
+    if method not in METHODS:
+        raise malformed(f"'method' must be one of {', '.join(METHODS)} in 'exec' for 'http' actions")
+    check_url(url)
+    return {"url": url, "method": method}
 
 
 def _code(code: Any, kind: str, limits: Limits) -> Document:
@@ -257,8 +271,8 @@ def _check_limits(given: Document, kind: str, limits: Limits) -> None:
     _check_range(given["logs"], 0, LOGS_MB_MAX, "log size {} MB", "{} MB")
     _check_range(given["concurrency"], 1, 1, "concurrency {}", "{}")
     instances = given.get("instances", 0)
-    if instances < 0 or instances > limits.pending_per_namespace:
-        most = limits.pending_per_namespace
+    most = limits.concurrent_invocations
+    if not 0 <= instances <= most:
         raise Refusal(f"Max action instance concurrency must not exceed your namespace concurrency of {most}.")
 
 

@@ -12,6 +12,9 @@ PYTHON = f"python:{sys.version_info.major}.{sys.version_info.minor}"
 PYTHONS = tuple(f"python:3.{minor}" for minor in range(9, sys.version_info.minor + 1))
 """Code for an older Python runs on ours."""
 
+NODEJS = ("nodejs:18", "nodejs:22", "nodejs:20")
+"""What an OpenWhisk may have of Node.js, its own default last."""
+
 BLACKBOX, NATIVE = "blackbox", "native"
 """An executable that speaks the ActionLoop protocol: as OpenWhisk's clients put it, with an image, and without."""
 SKELETON = "openwhisk/dockerskeleton"

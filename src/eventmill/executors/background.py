@@ -22,11 +22,12 @@ class Background:
         self._reports: list[Report] = []
         self._reported = asyncio.Event()
 
-    def go(self, work: Coroutine[Any, Any, None]) -> None:
+    def go(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Let this go on by itself."""
         going = asyncio.get_running_loop().create_task(work)
         self.tasks.add(going)
         going.add_done_callback(self._gone)
+        return going
 
     def _gone(self, done: asyncio.Task[None]) -> None:
         self.tasks.discard(done)

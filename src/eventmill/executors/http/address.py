@@ -1,0 +1,60 @@
+"""Where an action of kind `http` may go. Functions of values.
+
+One reader takes URLs apart, for the check and for the call, so that nothing can be smuggled between two. Hosts are
+compared as texts with the configuration's, with their ports: another spelling of an allowed address is not allowed.
+Whoever puts a name there trusts what the name resolves to.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import httpx
+
+from eventmill.errors import InvalidEntity
+
+METHODS = ("POST", "PUT", "PATCH")
+"""An event is the body of a request."""
+
+_URL = re.compile(r"https?://[!-\[\]-~]{1,2000}")  # ASCII without blanks, control characters and the backslash
+_PORTS = {"https": 443, "http": 80}
+
+
+def check_url(url: str) -> None:
+    """Raises InvalidEntity if that is no plain URL of HTTP."""
+    _parsed(url)
+
+
+def authority(url: str) -> str:
+    """`host:port` that it leads to. Raises InvalidEntity."""
+    parsed = _parsed(url)
+    return f"{_bracketed(parsed.host.lower())}:{parsed.port or _PORTS[parsed.scheme]}"
+
+
+def allowed(hosts: Sequence[str]) -> dict[str, str]:
+    """`host:port` → the entry of the configuration that allows it; without a port, HTTPS's."""
+    found = {}
+    for host in hosts:
+        name, colon, port = host.lower().rpartition(":")
+        has_port = bool(colon) and port.isdigit() and not (name.startswith("[") and not name.endswith("]"))
+        found[host.lower() if has_port else f"{host.lower()}:443"] = host
+    return found
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _parsed(url: str) -> httpx.URL:
+    if not _URL.fullmatch(url):
+        raise InvalidEntity("the url must begin with http:// or https://, and have ASCII characters without blanks")
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as e:
+        raise InvalidEntity(f"the url is none: {e}") from e
+    if parsed.userinfo or "@" in url.split("/")[2]:
+        raise InvalidEntity("no user or password belongs in a url: the server's functions.http.headers are for that")
+    if not parsed.host or parsed.fragment:
+        raise InvalidEntity("the url must have a host, and no fragment (#)")
+    return parsed

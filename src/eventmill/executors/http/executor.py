@@ -1,0 +1,117 @@
+"""Functions that are somebody else's HTTP service: Knative, OpenFaaS, a lab's own.
+
+Owns the connections. Goes nowhere but to the configuration's hosts, follows no redirects, uses no proxy. The secrets
+that a host gets are the configuration's, and never in an action. An answer is taken as far as the limit of results. A
+service may be called more than once for an attempt's activation (lost answers are tried again): `Idempotency-Key` is
+the same each time. On the event loop alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+
+from eventmill.config import HttpFunctions
+from eventmill.entities import Action, Status
+from eventmill.errors import InvalidEntity, InvalidEvent
+from eventmill.executors.base import Attempt, Found, Recorded
+from eventmill.executors.http import address, exchange
+from eventmill.executors.pool.outcomes import Ending, of_timeout
+from eventmill.executors.remote import RemoteExecutor, now_ms, trusted
+
+_CONNECT_S = 5.0
+_KEPT_S = 20.0
+"""An idle connection is closed by us before the other side does it under our next request."""
+
+
+class HttpFunctionsExecutor(RemoteExecutor):
+    """`settings`: the configuration's `functions.http`."""
+
+    ignored = "the service was not told: it may go on, its result is ignored"
+
+    def __init__(self, settings: HttpFunctions, *, result_bytes_max: int) -> None:
+        super().__init__(settings.connections_max)
+        self._hosts = address.allowed(settings.hosts)
+        self._secrets = settings.headers
+        self._ca_file = settings.ca_file
+        self._result_bytes_max = result_bytes_max
+        self._counts: Counter[str] = Counter()
+
+    async def start(self) -> None:
+        """Raises InvalidConfig if a secret, or the certificates, can't be read."""
+        self._headers = {
+            host: {name: secret.read() for name, secret in headers.items()} for host, headers in self._secrets.items()
+        }
+        count = self._lanes.width
+        self._http = httpx.AsyncClient(
+            verify=trusted(self._ca_file),
+            trust_env=False,
+            follow_redirects=False,
+            timeout=httpx.Timeout(None, connect=_CONNECT_S),
+            limits=httpx.Limits(max_connections=count, max_keepalive_connections=count, keepalive_expiry=_KEPT_S),
+        )
+
+    async def stop(self) -> None:
+        await super().stop()
+        await self._http.aclose()
+
+    async def find(self, recorded: Sequence[Recorded]) -> dict[str, Found]:
+        """Calls end with their server."""
+        return {}
+
+    def refusal(self, action: Action) -> str | None:
+        try:
+            where = address.authority(action.url)
+        except InvalidEntity as e:
+            return str(e)
+        if where not in self._hosts:
+            return f"host {where} is none that actions may call: the server's functions.http.hosts has those"
+        return None
+
+    def condition(self) -> tuple[bool, str]:
+        return True, f"{len(self._hosts)} hosts allowed, {self._lanes.out} calls under way, {len(self._lanes)} wait"
+
+    def counts(self) -> Mapping[str, int]:
+        return self._counts
+
+    async def _carry(self, attempt: Attempt) -> None:
+        started_ms = now_ms()
+        usage: dict[str, Any] = {}
+        try:
+            async with asyncio.timeout(attempt.action.limits.timeout_ms / 1000):
+                ending = await self._call(attempt, usage)
+        except TimeoutError:
+            ending = of_timeout(attempt.action.limits.timeout_ms, during_init=False)
+        self._counts["succeeded" if ending.status is Status.SUCCESS else "failed"] += 1
+        self._finish((attempt.activation, attempt.number), ending, started_ms, usage=usage or None)
+
+    async def _call(self, attempt: Attempt, usage: dict[str, Any]) -> Ending:
+        """Call, and read the answer as far as it may go. `usage` gets its status."""
+        action = attempt.action
+        where = address.authority(action.url)
+        try:
+            headers, body = exchange.request(attempt)
+        except InvalidEvent as e:
+            return exchange.unusable(f"the parameters are no event: {e}")
+        headers |= {"accept-encoding": "identity", **self._headers.get(self._hosts[where], {})}
+        try:
+            async with self._http.stream(action.method, action.url, content=body, headers=headers) as answer:
+                usage["status"] = answer.status_code
+                return await self._read(answer, where)
+        except httpx.TransportError as e:
+            return exchange.unreachable(f"{where} gave no answer: {e or type(e).__name__}")
+
+    async def _read(self, answer: httpx.Response, where: str) -> Ending:
+        encoding = answer.headers.get("content-encoding", "identity")
+        if encoding != "identity":
+            return exchange.unusable(f"{where} answered with encoding '{encoding}', which was not asked for")
+        body, most = bytearray(), self._result_bytes_max
+        async for chunk in answer.aiter_raw():
+            body += chunk
+            if len(body) > most:
+                return exchange.unusable(f"{where} answered more than {most} bytes")
+        return exchange.ending(answer.status_code, answer.headers, bytes(body), where)
