@@ -237,7 +237,7 @@ def test_a_map_joins_its_results_in_order(tmp_path: Path) -> None:
                 await w.action(name)
             await w.action("each", "map", components=["sq"])
             await w.action("chain", "sequence", components=["list", "each", "sum"])
-            row = await w.engine.invoke("ns/chain", {}, wait_s=20)
+            row = await w.call("chain", wait_s=20)
             assert row.result == orjson.dumps({"sum": sum(i * i for i in range(1200)), "first": 0, "last": 1199**2})
             row = await w.engine.invoke("ns/each", {"items": []}, wait_s=5)
             assert row.result == b'{"items":[],"failed":[]}'

@@ -148,7 +148,7 @@ def test_a_map_runs_over_the_file_of_the_one_before(tmp_path: Path) -> None:
             await w.action("some", "map", components=["odd"], partial=True)
             await w.action("each", "map", components=["double"], parameters={"items": ["bound", "below"]})
             await w.action("chain", "sequence", components=["some", "each", "sum"])
-            row = await w.engine.invoke("ns/chain", {"items": list(range(150))}, wait_s=10)
+            row = await w.call("chain", {"items": list(range(150))})
             assert result_of(row) == {"sum": 2 * sum(range(0, 150, 2)), "count": 75}
             assert len(lines(tmp_path)) == 2
 
@@ -457,7 +457,7 @@ def test_a_hundred_thousand_elements_with_flat_memory(tmp_path: Path) -> None:
             gc.collect()
             before, begin = resident_bytes(), time.monotonic()
             peak = asyncio.ensure_future(_peak())
-            row = await w.engine.invoke("ns/chain", {}, wait_s=170)
+            row = await w.call("chain", wait_s=170)
             peak.cancel()
             grown = (await asyncio.gather(peak))[0] - before
             print(f"\n2 x {count} elements in {time.monotonic() - begin:.1f} s, grown by {grown / (1 << 20):.0f} MiB")

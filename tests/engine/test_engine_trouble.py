@@ -282,7 +282,7 @@ def test_a_map_inside_of_a_chain_is_replayed(tmp_path: Path) -> None:
             await w.action("f")
             await w.action("each", "map", components=["f"])
             await w.action("chain", "sequence", components=["list", "each"])
-            row = await w.engine.invoke("ns/chain", {}, wait_s=5)
+            row = await w.call("chain")
             assert row.state is State.FAILED
             w.functions.functions["f"] = lambda p: {"v": p["value"]}
             await w.engine.replay(row.id)

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -177,6 +177,17 @@ class World:
                 self.news.clear()
                 await self.news.wait()
         return self.finished
+
+    async def call(self, action: str, params: Mapping[str, Any] | None = None, *, wait_s: float = 10) -> Activation:
+        """Call an action and wait for its end, also of a chain that a call does not wait for."""
+        news = cast("AsyncGenerator[tuple[list[Activation], list[DeadLetter]], None]", self.engine.follow())
+        async with asyncio.timeout(wait_s), aclosing(news):
+            row = await self.engine.invoke(f"ns/{action}", params or {})
+            async for finished, _ in news:
+                for ended in finished:
+                    if ended.id == row.id:
+                        return ended
+        raise AssertionError("the engine has ended")
 
     async def until_final(self, *ids: str) -> list[Activation]:
         """Wait until these activations have finished, now or before."""
