@@ -11,6 +11,7 @@
     │   └── InvalidConfig
     ├── NotFound (LookupError)
     ├── Conflict
+    ├── Throttled                      a namespace is at one of its limits: wait
     ├── Unavailable                    full disk, shutting down: try again
     ├── IllegalTransition              a bug, or two owners of one activation
     └── LostPartition                  somebody else owns the partition now; nothing was written
@@ -86,6 +87,11 @@ class NotFound(EventmillError, LookupError):
 
 class Conflict(EventmillError):
     """It exists already, or was changed by somebody else meanwhile."""
+
+
+class Throttled(EventmillError):
+    """A namespace calls or fires more than it may: refused, and nothing was recorded. It may again in the next minute,
+    or when something has finished."""
 
 
 class Unavailable(EventmillError):

@@ -21,6 +21,7 @@ from eventmill.api.packages import Packages
 from eventmill.api.revisions import Revisions
 from eventmill.api.rules import Rules
 from eventmill.api.services import Services
+from eventmill.api.throttle import Throttle
 from eventmill.api.triggers import Triggers
 from eventmill.api.web import Web
 
@@ -30,7 +31,7 @@ def create_app(services: Services) -> Starlette:
 
     The hot paths come first, since routes are tried in order. What comes later (feeds) is one more line.
     """
-    revisions = Revisions()
+    revisions, throttle = Revisions(), Throttle(services.settings.limits)
     invocations = Invocations(services, revisions)
     routes = [
         *ingress.routes(services),

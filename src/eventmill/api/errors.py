@@ -17,6 +17,7 @@ from eventmill.errors import (
     InvalidInput,
     LostPartition,
     NotFound,
+    Throttled,
     Unavailable,
 )
 
@@ -70,6 +71,8 @@ def status_of(error: EventmillError) -> int:
             return 404
         case Conflict() | IllegalTransition():
             return 409
+        case Throttled():
+            return 429
         case Unavailable() | LostPartition():
             return 503
         case _:

@@ -70,9 +70,9 @@ def _info(limits: Limits, kinds: Kinds) -> Document:
         "support": {"github": "https://github.com/apache/openwhisk/issues", "slack": "http://slack.openwhisk.org"},
         "api_paths": ["/api/v1"],
         "limits": {
-            "actions_per_minute": limits.pending_per_namespace,
-            "triggers_per_minute": limits.pending_per_namespace,
-            "concurrent_actions": limits.pending_per_namespace,
+            "actions_per_minute": limits.invocations_per_minute,
+            "triggers_per_minute": limits.fires_per_minute,
+            "concurrent_actions": limits.concurrent_invocations,
             "sequence_length": limits.sequence_components,
             **ranges,
         },
@@ -111,9 +111,9 @@ def _api() -> Document:
 def _limits(limits: Limits) -> Document:
     """A namespace's limits: MB and ms."""
     return {
-        "invocationsPerMinute": limits.pending_per_namespace,
-        "concurrentInvocations": limits.pending_per_namespace,
-        "firesPerMinute": limits.pending_per_namespace,
+        "invocationsPerMinute": limits.invocations_per_minute,
+        "concurrentInvocations": limits.concurrent_invocations,
+        "firesPerMinute": limits.fires_per_minute,
         "minActionMemory": MEMORY_MB_MIN,
         "maxActionMemory": limits.function_memory_mb,
         "minActionLogs": 0,
@@ -123,5 +123,5 @@ def _limits(limits: Limits) -> Document:
         "minActionConcurrency": LIMITS["concurrency"],
         "maxActionConcurrency": LIMITS["concurrency"],
         "maxParameterSize": f"{limits.payload_bytes} B",
-        "maxActionInstances": limits.pending_per_namespace,
+        "maxActionInstances": limits.concurrent_invocations,
     }

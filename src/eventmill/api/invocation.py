@@ -18,6 +18,7 @@ from eventmill.api.errors import Refusal, malformed_query
 from eventmill.api.lookup import locate
 from eventmill.api.revisions import Revisions
 from eventmill.api.services import Services
+from eventmill.api.throttle import Throttle
 from eventmill.api.wire import Json, flag
 from eventmill.entities import Activation, Document
 from eventmill.errors import NotFound
@@ -65,10 +66,11 @@ def reserved() -> Refusal:
 class Invocations:
     """Calls actions for the faces of one server."""
 
-    def __init__(self, services: Services, revisions: Revisions) -> None:
+    def __init__(self, services: Services, revisions: Revisions, throttle: Throttle) -> None:
         self._store = services.store
         self._engine = services.engine
         self._revisions = revisions
+        self._throttle = throttle
         self._plans: dict[tuple[str, str, str], Plan] = {}
 
     async def plan(self, namespace: str, name: str, caller: str) -> Plan:
@@ -91,8 +93,9 @@ class Invocations:
     ) -> Activation:
         """The finished activation; the unfinished one without `wait_s`, or when that time is up.
 
-        `parameters` are `plan.parameters(…)`. Raises Refusal, Unavailable.
+        `parameters` are `plan.parameters(…)`. Raises Refusal, Throttled, Unavailable.
         """
+        self._throttle.call(plan.caller)
         try:
             return await self._engine.invoke(
                 plan.action, parameters, namespace=plan.caller, wait_s=wait_s, transaction=transaction

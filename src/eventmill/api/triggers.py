@@ -13,6 +13,7 @@ from eventmill.api.lists import listings
 from eventmill.api.lookup import find, put, replaced
 from eventmill.api.routing import NAMESPACE, route
 from eventmill.api.services import Services
+from eventmill.api.throttle import Throttle
 from eventmill.api.wire import Json, flag, json_object
 from eventmill.entities import Document
 from eventmill.errors import NotFound
@@ -20,7 +21,8 @@ from eventmill.store import Stored, Tx
 
 
 class Triggers:
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, throttle: Throttle) -> None:
+        self._throttle = throttle
         self._services = services
         self._store = services.store
         self._limits = services.settings.limits
@@ -86,6 +88,7 @@ class Triggers:
         """202 with the id of the record of the firing; 204 if no rule is active."""
         namespace, name = own_entity(request)
         payload = await json_object(request, self._limits.payload_bytes, optional=True)
+        self._throttle.fire(namespace)
         try:
             id = await self._services.engine.fire(
                 f"{namespace}/{name}", payload, transaction=call_of(request).transaction
