@@ -32,7 +32,10 @@ from eventmill.store import SqliteStore
 T = TypeVar("T")
 Executors = Callable[[Settings, SqliteStore, Path], Mapping[str, Executor]]
 ANY_SOURCE = ("",)
-OPENWHISK_LIMITS = {"function_memory_mb": 512, "pending_per_namespace": 1000}
+OPENWHISK_LIMITS = {
+    "function_memory_mb": 512, "pending_per_namespace": 1000, "concurrent_invocations": 1000,
+    "invocations_per_minute": 100_000, "fires_per_minute": 100_000,
+}  # fmt: skip
 """Those of the server that the sessions were recorded with."""
 
 
