@@ -417,15 +417,6 @@ class Limits(_Section):
     fires_per_minute: PositiveInt = 1_000_000
     """Triggers fired by hand in a minute of the clock, by a namespace; beyond it: 429. What events cause is never
     counted."""
-    concurrent_invocations: PositiveInt = 1_000_000
-    """Unfinished activations of a namespace with which it may call one more action; beyond it: 429. As many as may be
-    pending: on a server of one's own, only a namespace that shall leave room for others needs less."""
-    invocations_per_minute: PositiveInt = 1_000_000
-    """Calls of actions in a minute of the clock, by a namespace (web actions: by anybody, counted for the owner);
-    beyond it: 429. More than one server can answer: it is there to be lowered."""
-    fires_per_minute: PositiveInt = 1_000_000
-    """Triggers fired by hand in a minute of the clock, by a namespace; beyond it: 429. What events cause is never
-    counted."""
     window_per_action: PositiveInt = 64
     """Pending activations of one action that are in memory; the rest wait on disk."""
     batch_bytes: PositiveInt = 16 << 20

@@ -32,11 +32,11 @@ def create_app(services: Services) -> Starlette:
     The hot paths come first, since routes are tried in order. What comes later (feeds) is one more line.
     """
     revisions, throttle = Revisions(), Throttle(services.settings.limits)
-    invocations = Invocations(services, revisions)
+    invocations = Invocations(services, revisions, throttle)
     routes = [
         *ingress.routes(services),
         *Actions(services, invocations).routes(),
-        *Triggers(services).routes(),
+        *Triggers(services, throttle).routes(),
         *Activations(services, revisions).routes(),
         *Web(services, invocations).routes(),
         *Rules(services).routes(),
