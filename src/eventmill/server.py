@@ -42,7 +42,7 @@ from eventmill.executors.local import LocalQueue
 from eventmill.executors.openwhisk import OpenWhisk
 from eventmill.executors.pool import Pool
 from eventmill.sdk.event import PATHS_ENV, Event
-from eventmill.signing import Signer, new_key
+from eventmill.signing import Signer, function_key, new_key
 from eventmill.sources import CondorSource, FileSource, Schedule, ScheduleSource, SourceError, parse_schedule
 from eventmill.store import SqliteStore, Store, Tx
 
@@ -95,14 +95,14 @@ async def _serve(
     signer = _signer(data_dir)
     paths = PathTable(settings.paths)
     backbone = _backbone(settings, store, data_dir, paths)
-    executors = _executors(settings, store, data_dir, paths, signer)
+    url = f"http://{_shown(settings.server.host)}:{sock.getsockname()[1]}"
+    executors = _executors(settings, store, data_dir, paths, signer, _from_here(url))
     engine = Engine(store, backbone, executors, settings)
     schedules = ScheduleSource(_emitter(backbone), _State(store))
     http = _Http(_http_config(Services(
         store=store, engine=engine, backbone=backbone, settings=settings, metrics=CollectorRegistry(),
         signer=signer, check_schedule=partial(parse_schedule, "schedule"),
     )))  # fmt: skip
-    url = f"http://{_shown(settings.server.host)}:{sock.getsockname()[1]}"
 
     await backbone.start()
     for executor in executors.values():
@@ -154,12 +154,12 @@ def _backbone(settings: Settings, store: SqliteStore, data_dir: Path, paths: Pat
 
 
 def _executors(
-    settings: Settings, store: Store, data_dir: Path, paths: PathTable, signer: Signer
+    settings: Settings, store: Store, data_dir: Path, paths: PathTable, signer: Signer, url: str
 ) -> dict[str, Executor]:
     """What runs functions, and each batch system by its queue's name."""
     limits, environment = settings.limits, {PATHS_ENV: paths.environment()}
     executors: dict[str, Executor] = {
-        FUNCTIONS: _functions(settings, store, data_dir, environment),
+        FUNCTIONS: _functions(settings, store, data_dir, environment, signer, url),
         "http": HttpFunctionsExecutor(settings.functions.http, result_bytes_max=limits.payload_bytes),
     }
     for name, pool in settings.pools.items():
@@ -182,8 +182,10 @@ def _executors(
     return executors
 
 
-def _functions(settings: Settings, store: Store, data_dir: Path, environment: Mapping[str, str]) -> Executor:
-    """What runs functions."""
+def _functions(
+    settings: Settings, store: Store, data_dir: Path, environment: Mapping[str, str], signer: Signer, url: str
+) -> Executor:
+    """What runs functions. At home they find the server at `url`."""
     functions, limits = settings.functions, settings.limits
     if functions.engine == "openwhisk":
         return OpenWhisk.of(functions, store.code, environment=environment)
@@ -196,6 +198,8 @@ def _functions(settings: Settings, store: Store, data_dir: Path, environment: Ma
         hidden=[data_dir],
         shared=data_dir / RESULTS,
         environment=environment,
+        api_host=url,
+        key_of=partial(function_key, signer),
         preload=functions.preload,
         result_bytes_max=limits.payload_bytes,
         archive_files_max=limits.archive_files,
@@ -352,6 +356,11 @@ def _listen(settings: Settings) -> Iterator[socket.socket]:
 
 def _shown(host: str) -> str:
     return f"[{host}]" if ":" in host else host
+
+
+def _from_here(url: str) -> str:
+    """Where a server that listens on every address is found on its own machine."""
+    return url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
 
 
 # the data directory

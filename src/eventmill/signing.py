@@ -8,6 +8,7 @@ from then on. Functions of values; the key is read once, from a file that only t
 from __future__ import annotations
 
 import secrets
+import uuid
 from hashlib import blake2b
 from hmac import compare_digest
 
@@ -38,3 +39,21 @@ class Signer:
     def check(self, token: str, purpose: str, *parts: str) -> bool:
         """Whether this is the token for just that; takes the same time whatever is wrong."""
         return compare_digest(token.encode(), self.sign(purpose, *parts).encode())
+
+
+_FUNCTION = "function-key"
+
+
+def function_key(signer: Signer, activation: str) -> str:
+    """The key, as a namespace's `uuid:secret`, by which the function of this activation may call the API."""
+    return f"{uuid.UUID(activation)}:{signer.sign(_FUNCTION, activation)}"
+
+
+def activation_of(signer: Signer, name: str, secret: str) -> str | None:
+    """The activation whose function was given this key; None if it is no such key. Whether it is still under way is for
+    the caller to find out."""
+    try:
+        activation = uuid.UUID(name).hex
+    except ValueError:
+        return None
+    return activation if secret.isascii() and signer.check(secret, _FUNCTION, activation) else None

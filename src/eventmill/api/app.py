@@ -46,7 +46,7 @@ def create_app(services: Services) -> Starlette:
         *health.routes(services),
         *job_ends.routes(services),
     ]
-    authenticator = Authenticator(services.store)
+    authenticator = Authenticator(services.store, services.signer)
     front = Middleware(Front, authenticator=authenticator, server=services.settings.server, metrics=services.metrics)
     app = Starlette(routes=routes, middleware=[front], exception_handlers={HTTPException: _no_route})
     app.router.redirect_slashes = False

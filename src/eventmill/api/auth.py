@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import time
+import uuid
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import cast
@@ -17,7 +18,9 @@ from starlette.requests import Request
 
 from eventmill.api import names
 from eventmill.api.errors import Refusal, forbidden
-from eventmill.store import Identity, Store
+from eventmill.entities import State
+from eventmill.signing import Signer, activation_of
+from eventmill.store import Identity, Store, Tx
 
 KEEP_S = 10.0
 """A key that was withdrawn by another process still opens for this long."""
@@ -86,11 +89,16 @@ def _entity_name(request: Request) -> str:
     return "/".join(names.check_name(parts[part]) for part in ("package", "name") if part in parts)
 
 
-class Authenticator:
-    """Knows the keys of the store."""
+FUNCTION_SOURCES = "/eventmill/{}/functions/"
+"""What a function's key may post: events of sources below this, its namespace in it."""
 
-    def __init__(self, store: Store) -> None:
+
+class Authenticator:
+    """Knows the keys of the store, and those that functions are given for as long as they run."""
+
+    def __init__(self, store: Store, signer: Signer) -> None:
         self._store = store
+        self._signer = signer
         self._known: dict[bytes, tuple[Identity, float]] = {}
 
     async def identify(self, header: str | None) -> Identity:
@@ -101,25 +109,38 @@ class Authenticator:
         digest = blake2b(header.encode("latin-1"), digest_size=16).digest()
         identity, until = self._known.get(digest, (None, 0.0))
         if identity is None or until < time.monotonic():
-            identity = await self._look_up(header[6:])
-            self._remember(digest, identity)
+            identity, lasting = await self._look_up(header[6:])
+            if lasting:
+                self._remember(digest, identity)
         return identity
 
     def forget(self) -> None:
         """Keys have changed."""
         self._known.clear()
 
-    async def _look_up(self, credentials: str) -> Identity:
+    async def _look_up(self, credentials: str) -> tuple[Identity, bool]:
+        """Who it is, and whether that may be remembered."""
         try:
             name, _, secret = base64.b64decode(credentials.strip(), validate=True).decode().partition(":")
         except (binascii.Error, UnicodeDecodeError, ValueError):
             name = secret = ""
-        identity = await self._store.read(lambda tx: tx.keys.identify(name, secret)) if name else None
+        if activation := activation_of(self._signer, name, secret):
+            identity = await self._store.read(lambda tx: _function(tx, activation))
+        else:
+            identity = await self._store.read(lambda tx: tx.keys.identify(name, secret)) if name else None
         if identity is None:
             raise Refusal("The supplied authentication is invalid", 401, _CHALLENGE)
-        return identity
+        return identity, activation is None
 
     def _remember(self, digest: bytes, identity: Identity) -> None:
         if len(self._known) >= _IDENTITIES_MAX:
             self._known.clear()
         self._known[digest] = identity, time.monotonic() + KEEP_S
+
+
+def _function(tx: Tx, activation: str) -> Identity | None:
+    """Whom the function of an activation speaks for: its namespace, until it has ended."""
+    row = tx.activations.get_many([activation]).get(activation)
+    if row is None or row.state not in (State.HANDED, State.RUNNING):
+        return None
+    return Identity(row.namespace, str(uuid.UUID(activation)), (FUNCTION_SOURCES.format(row.namespace),))
