@@ -46,13 +46,18 @@ class Actions:
         package = names.check_name(request.path_params["package"])
         namespace, caller = named_namespace(request), identity_of(request).namespace
         skip, limit = paging(request, "actions")
+        only_count = flag(request, "count")
 
-        def query(tx: Tx) -> list[Stored]:
+        def query(tx: Tx) -> Document | list[Document]:
             check_open(tx, namespace, package, caller)
             target = bound_to(tx, holder(tx, namespace, package))
-            return tx.entities.listing("actions", target.namespace, package=target.name, skip=skip, limit=limit)
+            if only_count:
+                count = tx.entities.count("actions", target.namespace, package=target.name)
+                return {"actions": max(0, count - skip)}
+            found = tx.entities.listing("actions", target.namespace, package=target.name, skip=skip, limit=limit)
+            return [answers.action_brief(stored) for stored in found]
 
-        return Json([answers.action_brief(stored) for stored in await self._store.read(query)])
+        return Json(await self._store.read(query))
 
     async def get(self, request: Request) -> Response:
         """With the parameters that it inherits, and its code unless `code=false`."""

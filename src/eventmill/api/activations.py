@@ -32,7 +32,8 @@ class Activations:
         parts = (("", self.get), ("/logs", self.logs), ("/result", self.result))
         return [
             *(route("GET", NAMESPACE + "/activations" + slash, self.listing) for slash in ("", "/")),
-            *(route("GET", one + part + slash, endpoint) for part, endpoint in parts for slash in ("", "/")),
+            *(route("GET", one + part, endpoint) for part, endpoint in parts),
+            route("GET", one + "/", self.get),
         ]
 
     async def listing(self, request: Request) -> Response:
@@ -74,7 +75,8 @@ class Activations:
 
 def named(request: Request) -> tuple[str, str]:
     """(namespace, activation id) of the path."""
-    return own_namespace(request), names.check_activation(request.path_params["id"])
+    id = request.path_params["id"]
+    return own_namespace(request, id), names.check_activation(id)
 
 
 def _finished(tx: Tx, namespace: str, id: str) -> Activation:
@@ -103,6 +105,7 @@ def _time(query: Mapping[str, str], name: str) -> int | None:
     text = query.get(name)
     if text is None:
         return None
-    if not text.isdecimal() or not text.isascii() or len(text) > 18:
+    digits = text.removeprefix("-")
+    if not digits.isdecimal() or not digits.isascii() or len(digits) > 18:
         raise malformed_query(name, f"Parameter is not a valid value for epoch seconds: {text}")
     return int(text)

@@ -55,10 +55,10 @@ def create_app(services: Services) -> Starlette:
 
 
 def _no_route(request: Request, error: Exception) -> NoReturn:
-    """No such path, or not this verb. Under /api OpenWhisk knows no 405, elsewhere nothing else."""
+    """No such path, or not this verb. Under /api/v1 OpenWhisk knows no 405, elsewhere nothing else."""
     assert isinstance(error, HTTPException)
     path = request.url.path
-    if path.startswith("/api/"):
+    if path == "/api/v1" or path.startswith("/api/v1/"):
         raise Refusal(NO_SUCH_PATH, 404)
     if error.status_code == 404 and not path.startswith("/eventmill/"):
         raise Refusal("HTTP method not allowed, supported methods: OPTIONS", 405)

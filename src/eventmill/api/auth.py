@@ -26,6 +26,7 @@ KEEP_S = 10.0
 """A key that was withdrawn by another process still opens for this long."""
 _IDENTITIES_MAX = 4096
 
+_NEEDED = "The resource requires authentication, which was not supplied with the request"
 _CHALLENGE = {"www-authenticate": 'Basic realm="OpenWhisk secure realm",charset=UTF-8'}
 CALL = "eventmill.call"
 """Where the ASGI scope has the `Call`."""
@@ -104,8 +105,7 @@ class Authenticator:
     async def identify(self, header: str | None) -> Identity:
         """Who an Authorization header speaks for. Raises Refusal (401)."""
         if header is None or header[:6].lower() != "basic ":
-            text = "The resource requires authentication, which was not supplied with the request"
-            raise Refusal(text, 401, _CHALLENGE)
+            raise Refusal(_NEEDED, 401, _CHALLENGE)
         digest = blake2b(header.encode("latin-1"), digest_size=16).digest()
         identity, until = self._known.get(digest, (None, 0.0))
         if identity is None or until < time.monotonic():
@@ -123,7 +123,7 @@ class Authenticator:
         try:
             name, _, secret = base64.b64decode(credentials.strip(), validate=True).decode().partition(":")
         except (binascii.Error, UnicodeDecodeError, ValueError):
-            name = secret = ""
+            raise Refusal(_NEEDED, 401, _CHALLENGE) from None
         if activation := activation_of(self._signer, name, secret):
             identity = await self._store.read(lambda tx: _function(tx, activation))
         else:

@@ -33,7 +33,7 @@ LIMITS: Document = {"timeout": 60_000, "memory": 256, "logs": 10, "concurrency":
 _LIMIT_WORDS = {
     "timeout": "time", "memory": "memory", "logs": "log", "concurrency": "concurrency", "instances": "instance",
 }  # fmt: skip
-_VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,2}\Z")
+_VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,9}\Z")
 
 
 # what all bodies have
@@ -73,7 +73,8 @@ def _pairs(field: str, value: Any, bytes_max: int) -> list[Document]:
 
 
 def _version(value: Any) -> str:
-    if not isinstance(value, str) or not _VERSION.match(value) or not any(map(int, value.split("."))):
+    """Three numbers: those that are missing are 0, what follows is left out."""
+    if not isinstance(value, str) or not _VERSION.match(value) or not any(map(int, value.split(".")[:3])):
         raise malformed("semantic version malformed")
     parts = [str(int(part)) for part in value.split(".")]
     return ".".join([*parts, "0", "0"][:3])

@@ -45,6 +45,7 @@ def routes(services: Services) -> list[BaseRoute]:
         route("GET", "/", root),
         route("GET", "/ping", ping),
         route("GET", "/api/v1", api),
+        route("GET", "/api/v1/", api),
         route("GET", "/api/v1/namespaces", namespaces),
         route("GET", "/api/v1/namespaces/", namespaces),
         route("GET", NAMESPACE + "/limits", effective_limits),

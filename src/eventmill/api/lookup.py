@@ -16,7 +16,7 @@ def find(tx: Tx, collection: str, namespace: str, name: str) -> Stored:
     """The entity of this name. Raises Refusal: 404 if there is none, 409 if it is of another collection."""
     stored = tx.entities.get(namespace, name)
     if stored is None:
-        raise missing(f"{namespace}/{name}" if collection == "packages" else None)
+        raise missing()
     return _of(collection, stored)
 
 
@@ -92,11 +92,8 @@ def locate(tx: Tx, namespace: str, name: str, caller: str) -> Located:
 
 
 def holder(tx: Tx, namespace: str, name: str) -> Stored:
-    """The package of an action's name `package/name`. Raises Refusal (404) without saying what is missing."""
-    package = tx.entities.get(namespace, name.split("/")[0])
-    if package is None or package.collection != "packages":
-        raise missing()
-    return package
+    """The package of an action's name `package/name`. Raises Refusal: 404, 409 if it is of another collection."""
+    return find(tx, "packages", namespace, name.split("/")[0])
 
 
 def bound_to(tx: Tx, package: Stored) -> Stored:

@@ -47,11 +47,8 @@ def check_activation(id: str) -> str:
 
 
 def is_path(text: object) -> bool:
-    """Whether this may name an entity: `name`, `package/name` or `/namespace/[package/]name`."""
-    if not isinstance(text, str):
-        return False
-    parts = text.removeprefix("/").split("/")
-    return len(parts) <= 3 and all(_NAME.match(part) for part in parts)
+    """Whether this may name an entity: names with slashes between them, as OpenWhisk takes them."""
+    return isinstance(text, str) and all(_NAME.match(part) for part in text.removeprefix("/").split("/"))
 
 
 def qualified(reference: Any, namespace: str) -> str:

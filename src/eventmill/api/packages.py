@@ -10,7 +10,7 @@ from starlette.routing import BaseRoute
 
 from eventmill.api import answers, documents
 from eventmill.api.auth import identity_of, named_entity, own_entity
-from eventmill.api.errors import Refusal
+from eventmill.api.errors import Refusal, missing
 from eventmill.api.lists import listings
 from eventmill.api.lookup import bound_to, check_open, find, put, replaced
 from eventmill.api.routing import NAMESPACE, route
@@ -39,6 +39,8 @@ class Packages:
 
         def query(tx: Tx) -> Document:
             check_open(tx, namespace, name, caller)
+            if tx.entities.get(namespace, name) is None:
+                raise missing(f"{namespace}/{name}")
             stored = find(tx, "packages", namespace, name)
             target = bound_to(tx, stored)
             contents = tx.entities.listing("actions", target.namespace, package=target.name)

@@ -18,6 +18,7 @@ from eventmill.entities import Document
 from eventmill.store import Stored, Tx
 
 _CLASSES = {"actions": "WhiskAction", "triggers": "WhiskTrigger", "rules": "WhiskRule", "packages": "WhiskPackage"}
+_WANTED = {"actions": "WhiskActionMetaData", "triggers": "WhiskTrigger"}
 _ENTITY = "org.apache.openwhisk.core.entity"
 """OpenWhisk's answer to a reference to the wrong kind of entity names its own classes."""
 
@@ -118,7 +119,7 @@ def _of(collection: str, qualified: str, stored: Stored | None) -> Stored:
     if stored is None:
         raise Refusal(f"{collection[:-1]} /{qualified} does not exist")
     if stored.collection != collection:
-        found, wanted = _CLASSES[stored.collection], _CLASSES[collection]
+        found, wanted = _CLASSES[stored.collection], _WANTED[collection]
         raise Refusal(f"document type class {_ENTITY}.{found} did not match expected type class {_ENTITY}.{wanted}.")
     return stored
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import orjson
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,7 +15,7 @@ JSON_DEPTH_MAX = 128
 """Nesting of a body. The encoder of all our answers and rows gives up at 254, and rows hold bodies."""
 
 _LIST_DEFAULT, LIST_MAX = 30, 200
-_TRUE, _FALSE = frozenset({"true", "yes", "on"}), frozenset({"false", "no", "off"})
+_TRUE, _FALSE = frozenset({"true", "yes", "on", "1"}), frozenset({"false", "no", "off", "0"})
 _WRAPPINGS = 254 - JSON_DEPTH_MAX
 
 
@@ -57,9 +57,9 @@ async def read_body(request: Request, bytes_max: int) -> bytes:
 async def json_object(request: Request, bytes_max: int, *, optional: bool = False) -> dict[str, Any]:
     """The body's JSON object; `optional`: no body is an empty one. Raises Refusal (400, 413, 415)."""
     body = await read_body(request, bytes_max)
+    _check_content_type(request, body)
     if not body and optional:
         return {}
-    _check_content_type(request, body)
     value = parse(body)
     if not isinstance(value, dict):
         raise malformed("JSON object expected")
@@ -69,7 +69,7 @@ async def json_object(request: Request, bytes_max: int, *, optional: bool = Fals
 def _check_content_type(request: Request, body: bytes) -> None:
     """A web page can send a body to any server, but none of this type without asking first (CORS)."""
     given = request.headers.get("content-type", "").partition(";")[0].strip()
-    if body and given.lower() != "application/json":
+    if (body or given) and given.lower() != "application/json":
         shown = f" [{given}]" if given else ""
         raise Refusal(f"The request's Content-Type{shown} is not supported. Expected:\napplication/json", 415)
 
@@ -97,8 +97,8 @@ def _check_depth(value: Any) -> None:
 
 def flag(request: Request, name: str, default: bool = False) -> bool:
     """A query value that is true or false."""
-    value = request.query_params.get(name)
-    if value is None:
+    value = next(iter(request.query_params.getlist(name)), "")
+    if not value:
         return default
     if value.lower() in _TRUE | _FALSE:
         return value.lower() in _TRUE
@@ -119,8 +119,8 @@ def paging(request: Request, collection: str) -> tuple[int, int]:
     return skip, limit or LIST_MAX
 
 
-def _integer(query: Mapping[str, str], name: str, default: int, collection: str) -> int:
-    value = query.get(name)
+def _integer(query: QueryParams, name: str, default: int, collection: str) -> int:
+    value = next(iter(query.getlist(name)), None)
     try:
         if value is None:
             return default
