@@ -14,6 +14,7 @@ STATED = {
     "ends it before the first step, and the error names it.",
     "arrays of web actions": "A web action may return an array: it is answered under `.json`; under the other "
     "extensions it is refused like any result that does not fit (400, 404) instead of with a 500.",
+    "lists of conductors": "A conductor that returns a list gets a 500 as there, but with its activation, which says why.",
     "not yet": "to be mended",
 }
 """A name, and what it means for users."""
@@ -21,6 +22,7 @@ STATED = {
 DIFFERENT: dict[tuple[str, int], str] = {
     **dict.fromkeys([("routes", step) for step in (1, 2, 3, 8, 9)], "a key for everything"),
     ("routes", 5): "rates",
+    ("conductors", 23): "lists of conductors",
     ("action-refusals", 2): "kinds",
     ("action-refusals", 8): "not yet",
     ("packages", 9): "not yet",

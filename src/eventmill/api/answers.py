@@ -108,11 +108,14 @@ def package_full(stored: Stored, target: Stored, contents: Iterable[Stored]) -> 
 
 # activations
 
+_CHAINS = (Category.SEQUENCE, Category.CONDUCTOR)
+"""What has the ids of its steps as its logs."""
+
 
 def activation(row: Activation, action: Action | None, *, logs: bool = True) -> Document:
     """A finished activation. `action`: the revision that it ran (None: a trigger). `logs` False: as a blocking call
     answers, where only chains show theirs (the ids of their steps)."""
-    shown = list(row.logs) if logs or row.category is Category.SEQUENCE else []
+    shown = list(row.logs) if logs or row.category in _CHAINS else []
     brief = _activation_head(row, action)
     return {**brief, "subject": row.namespace, "logs": shown, "response": response(row)}
 
@@ -145,7 +148,9 @@ def _activation_annotations(row: Activation, action: Action | None) -> list[Docu
     facts = row.usage or {}
     annotations: Document = {"path": row.action, "waitTime": max(0, (row.started or row.created) - row.created)}
     annotations["kind"] = action.kind
-    if action.category in (Category.SEQUENCE, Category.MAP):
+    if row.category is Category.CONDUCTOR:
+        annotations |= {"kind": Category.SEQUENCE.value, "conductor": True}
+    if row.category.has_steps:
         annotations["topmost"] = row.parent is None
     else:
         annotations["timeout"] = _timed_out(row)
@@ -166,7 +171,7 @@ def response(row: Activation) -> Document:
     answer: Document = {"status": status.text, "success": status is Status.SUCCESS}
     if row.result is not None:
         answer["result"] = orjson.Fragment(row.result)
-        if row.category is not Category.TRIGGER and not _timed_out(row):
+        if row.category not in (Category.TRIGGER, Category.CONDUCTOR) and not _timed_out(row):
             answer["size"] = len(row.result)
     return answer
 
