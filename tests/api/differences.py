@@ -14,7 +14,8 @@ STATED = {
     "ends it before the first step, and the error names it.",
     "arrays of web actions": "A web action may return an array: it is answered under `.json`; under the other "
     "extensions it is refused like any result that does not fit (400, 404) instead of with a 500.",
-    "lists of conductors": "A conductor that returns a list gets a 500 as there, but with its activation, which says why.",
+    "lists of conductors": "A conductor that returns a list gets a 500 as there, but with its activation, which "
+    "says why.",
     "not yet": "to be mended",
 }
 """A name, and what it means for users."""
