@@ -6,6 +6,7 @@
     ./dev demo --config site.toml   on another backbone or batch system; the flow file stays as it is
     ./dev demo --kafka              on a Kafka of its own, with dCache's records of the files (kafka.toml)
     ./dev demo --condor             with an HTCondor pool of its own (goes together with --kafka)
+    ./dev demo --openwhisk          functions run by an OpenWhisk of its own (goes together with both)
 
 It uses nothing but the command line (`eventmill run flow.py --json`) and reads what that prints.
 """
@@ -99,6 +100,7 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_kafka(console, options))
         pool = stack.enter_context(_condor(console, options))
+        stack.enter_context(_openwhisk(console, options))
         config = _configured(directory, options.config, pool)
         demo = Demo(directory, _storage(console, config))
         process, ready = stack.enter_context(_server(directory, config))
@@ -153,6 +155,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--kafka", action="store_true", help="start a Kafka broker for it")
     parser.add_argument("--condor", action="store_true", help="start an HTCondor pool for it")
+    parser.add_argument("--openwhisk", action="store_true", help="start an OpenWhisk for it")
     parser.add_argument("--directory", type=Path, default=Path("demo-results") / time.strftime("%Y%m%d-%H%M%S"))
     return parser.parse_args()
 
@@ -188,6 +191,24 @@ def _condor(console: Console, options: argparse.Namespace) -> Iterator[str]:
         yield pool.settings("condor") + f'defaults.environment = "PATH={Path(sys.executable).parent}:/usr/bin:/bin"\n\n'
 
 
+@contextlib.contextmanager
+def _openwhisk(console: Console, options: argparse.Namespace) -> Iterator[None]:
+    """An OpenWhisk, if one is wanted; its Python is this one, which has the flow's libraries."""
+    if not options.openwhisk:
+        yield
+        return
+    sys.path.insert(0, str(HERE.parents[1]))
+    from tests.openwhisk.server import OpenWhisk
+
+    console.print("starting OpenWhisk (the first time, its libraries have to be fetched) …")
+    os.environ["OW_PYTHON"] = sys.executable
+    with OpenWhisk() as server:
+        for name, value in (("engine", "openwhisk"), ("api_host", server.url), ("key", '{"env": "OPENWHISK_KEY"}')):
+            os.environ[f"EVENTMILL_FUNCTIONS__{name.upper()}"] = value
+        os.environ["OPENWHISK_KEY"] = server.keys["guest"]
+        yield
+
+
 def _configured(directory: Path, base: Path | None, pool: str) -> Path:
     """The configuration: the given one, the pool's lines, and where the detector's files are.
 
@@ -195,9 +216,10 @@ def _configured(directory: Path, base: Path | None, pool: str) -> Path:
     there is not for its store.
     """
     config, stamp = directory / "eventmill.toml", f"{time.time_ns() // 1_000_000:x}"
-    own = f'{pool}[[paths]]\nsubject = "/detector"\nsource = "{DCACHE}/{stamp}"\nlocal = "{directory}"\n\n'
-    own += '[functions]\npreload = ["numpy", "h5py"]\n'
+    own = f'{pool}[[paths]]\nsubject = "/detector"\nsource = "{DCACHE}/{stamp}"\nlocal = "{directory}"\n'
     config.write_text((base.read_text() + "\n" if base else "") + own)
+    if load(config).functions.engine == "pool":
+        os.environ["EVENTMILL_FUNCTIONS__PRELOAD"] = '["numpy", "h5py"]'
     os.environ["EVENTMILL_BACKBONE__GROUP"] = os.environ["EVENTMILL_BACKBONE__TOPIC"] = f"eventmill-demo-{stamp}"
     return config
 

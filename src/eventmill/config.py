@@ -198,9 +198,10 @@ class Functions(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> Functions:
-        for key in self.model_fields_set & _OF_ENGINES.keys():
-            if self.engine != _OF_ENGINES[key]:
-                raise ValueError(f"'{key}' is a setting of engine {_OF_ENGINES[key]} alone")
+        for key, engine in _OF_ENGINES.items():
+            default = type(self).model_fields[key].get_default(call_default_factory=True)
+            if self.engine != engine and getattr(self, key) != default:
+                raise ValueError(f"'{key}' is a setting of engine {engine} alone")
         if self.engine == "openwhisk":
             if not re.fullmatch(rf"https?://{_AUTHORITY.pattern}/?", self.api_host):
                 raise ValueError("engine openwhisk needs api_host, such as https://openwhisk.example.org")
