@@ -77,7 +77,7 @@ class CondorQueue(Executor):
         log is read. The rest as for the local queue. Raises InvalidConfig."""
         self._name = name
         self._pool = pool
-        state = state_dir.absolute()
+        state = state_dir.resolve()  # HTCondor may be on another machine, which has the same files but not our links
         self._own_log = state / "log" / "jobs.log" if pool.event_log is None and reporting is None else None
         """Our jobs' events, where nothing else tells of them."""
         self.event_log = self._own_log if pool.event_log is None else pool.event_log.absolute()
@@ -270,6 +270,8 @@ class CondorQueue(Executor):
     def _take_away(self, tracked: Tracked, why: jobs.Ending, reason: str) -> None:
         tracked.removed_for = tracked.removed_for or why
         self._orders.remove(tracked.id, reason)
+        if self.event_log is None:  # nobody will say that it is gone
+            self._looker.expect(tracked.id)
 
     # what the log pushes
 
