@@ -268,10 +268,10 @@ class CondorQueue(Executor):
                 tracked.stage = Stage.RELEASED
 
     def _take_away(self, tracked: Tracked, why: jobs.Ending, reason: str) -> None:
+        if self.event_log is None and tracked.removed_for is None:  # nobody will say that it is gone
+            self._looker.expect(tracked.id)
         tracked.removed_for = tracked.removed_for or why
         self._orders.remove(tracked.id, reason)
-        if self.event_log is None:  # nobody will say that it is gone
-            self._looker.expect(tracked.id)
 
     # what the log pushes
 
