@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-import httpx
 import pytest
 
 from eventmill.api.throttle import Throttle
 from eventmill.config import Limits
 from eventmill.errors import Throttled
-from tests.api.conftest import Caller, Running, running
+from tests.api.conftest import Caller, Running, pool, running
 from tests.api.sessions import PATIENCE_S
+
+pytestmark = pytest.mark.slow
 
 CODE = "def main(args):\n    return args"
 CALLS, FIRES, AT_ONCE = 6, 3, 5
@@ -41,11 +42,11 @@ def test_a_minute_of_the_clock_and_each_namespace_has_its_own() -> None:
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A server with low limits, and without executors: what is called stays."""
+    """A server with low limits."""
     limits = {
         "invocations_per_minute": CALLS, "fires_per_minute": FIRES, "concurrent_invocations": AT_ONCE,
     }  # fmt: skip
-    with running(tmp_path_factory.mktemp("strict"), limits=limits) as server:
+    with running(tmp_path_factory.mktemp("strict"), pool, limits=limits) as server:
         yield server
 
 
@@ -60,22 +61,16 @@ def caller(strict: Running) -> Iterator[Caller]:
         yield caller
 
 
-def cancelled(caller: Caller) -> None:
-    for activation in caller.get("/eventmill/v1/activations", params={"state": "pending,running,handed"}).json():
-        caller.post(f"/eventmill/v1/activations/{activation['activationId']}/cancel")
-
-
-def call(caller: Caller, path: str = "actions/e") -> tuple[int, str | None]:
-    answer = caller.api("POST", path, {})
+def call(caller: Caller, path: str = "actions/e", **query: str) -> tuple[int, str | None]:
+    answer = caller.api("POST", path, {}, **query)
     return answer.status_code, answer.json().get("error") if answer.content else None
 
 
 def test_calls_in_a_minute(caller: Caller) -> None:
     caller.put("actions/s", {"exec": {"kind": "sequence", "components": ["/_/e", "/_/e"]}})
-    assert call(caller, "actions/s") == (202, None)  # counts once
+    assert call(caller, "actions/s", blocking="true") == (200, None)  # counts once
     for _ in range(CALLS - 1):
-        cancelled(caller)
-        assert call(caller) == (202, None)
+        assert call(caller, blocking="true") == (200, None)
     assert call(caller) == (429, too_many(CALLS + 1, CALLS))
     assert call(caller) == (429, too_many(CALLS + 2, CALLS))
     assert "retry-after" not in caller.api("POST", "actions/e", {}).headers
@@ -92,13 +87,16 @@ def test_fires_have_a_counter_of_their_own(caller: Caller) -> None:
 
 
 def test_at_once(caller: Caller, strict: Running) -> None:
+    caller.function("slow", "import time\ndef main(args):\n    time.sleep(20)")
     for _ in range(AT_ONCE):
-        assert call(caller) == (202, None)
+        assert call(caller, "actions/slow") == (202, None)
     text = f"Too many concurrent requests in flight (count: {AT_ONCE}, allowed: {AT_ONCE})."
     assert call(caller) == (429, text)
     with strict.caller() as other:
         other.function("e", CODE)
         assert call(other) == (202, None)
+    for activation in caller.get("/eventmill/v1/activations").json():
+        caller.post(f"/eventmill/v1/activations/{activation['activationId']}/cancel")
 
 
 def test_what_events_cause_is_not_refused(caller: Caller) -> None:
@@ -110,15 +108,14 @@ def test_what_events_cause_is_not_refused(caller: Caller) -> None:
     headers = {"content-type": "application/cloudevents-batch+json"}
     assert caller.post("/events", json=events, headers=headers).status_code == 202
     patience = time.monotonic() + PATIENCE_S
-    while len(found := activations(caller)) < count and time.monotonic() < patience:
+    while len(found := succeeded(caller)) < count and time.monotonic() < patience:
         time.sleep(0.02)
     assert len(found) == count
     assert caller.get("/eventmill/v1/dead-letters").json() == []
 
 
-def activations(caller: Caller) -> list[object]:
-    answer: httpx.Response = caller.get("/eventmill/v1/activations", params={"limit": 200})
-    found: list[object] = answer.json()
+def succeeded(caller: Caller) -> list[object]:
+    found: list[object] = caller.get("/eventmill/v1/activations", params={"limit": 200, "state": "succeeded"}).json()
     return found
 
 
