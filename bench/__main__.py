@@ -17,6 +17,7 @@ BENCHMARKS = {
     "match": ["bench.match"],
     "ingest": ["bench.ingest"],
     "activate": ["bench.activate"],
+    "invoke": ["bench.invoke"],
     "latency": ["bench.latency"],
     "kafka-route": ["bench.kafka_route"],
     "kafka-latency": ["bench.kafka_latency"],
@@ -31,11 +32,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
     parser.add_argument("name", nargs="*", help=f"{', '.join(BENCHMARKS)} (default: all)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--openwhisk", metavar="URL", help="invoke: measure this OpenWhisk beside ours")
+    parser.add_argument("--key", metavar="UUID:KEY", help="of that OpenWhisk")
     arguments = parser.parse_args()
+    if (arguments.openwhisk is None) != (arguments.key is None):
+        parser.error("--openwhisk and --key belong together")
     names = arguments.name or list(BENCHMARKS)
     if unknown := [name for name in names if name not in BENCHMARKS]:
         parser.error(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
-    results = (result for name in names for module in BENCHMARKS[name] for result in _run(module))
+    openwhisk = (arguments.openwhisk, arguments.key)
+    results = (result for name in names for module in BENCHMARKS[name] for result in _run(module, openwhisk))
     if arguments.json:
         for result in results:
             print(orjson.dumps(result).decode(), flush=True)
@@ -44,9 +50,9 @@ def main() -> int:
     return 0
 
 
-def _run(module: str) -> Iterator[Result]:
-    run: Callable[[], Iterator[Result]] = import_module(module).run
-    return run()
+def _run(module: str, openwhisk: tuple[str | None, str | None]) -> Iterator[Result]:
+    run: Callable[..., Iterator[Result]] = import_module(module).run
+    return run(*openwhisk) if module == "bench.invoke" else run()
 
 
 def _table(results: Iterator[Result]) -> None:
