@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,9 @@ def free_port() -> int:
 def m(condor: CondorPool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CondorMill]:
     """A server that hears of ends by reports alone."""
     directory, port = tmp_path_factory.mktemp("far"), free_port()
+    (directory / "shared").mkdir()
+    (directory / "data").mkdir()
+    (directory / "data/jobs").symlink_to(directory / "shared")  # of which the access point knows nothing
     with condor_mill(directory, condor, more=f'report_url = "http://127.0.0.1:{port}"', look_s=1000) as m:
         m.config.write_text(m.config.read_text().replace("port = 0", f"port = {port}"))
         m.start()
@@ -255,9 +259,42 @@ def test_any_executable_is_wrapped_and_fails_as_it_did(m: CondorMill) -> None:
     [ad] = m.condor.history(f'EventmillActivation == "{activation}"')
     assert (ad["ExitCode"], ad["ExitBySignal"]) == (3, False)
     assert ad["Cmd"].endswith("/eventmill-job")
+    assert ad["Cmd"].startswith(str(m.data.parent / "shared"))
     results = m.data / "results/default" / activation
     assert (results / "printed").read_text() == "<a  b><end>"
     assert (results / "one").read_text() == "typed"
+
+
+@pytest.mark.slow
+def test_a_job_that_is_cancelled_is_seen_to_go(m: CondorMill) -> None:
+    """Its wrapper is ended before it can say anything."""
+    m.send("chain", {"seconds": 300}, id="long")
+    sql = "SELECT lower(hex(id)), handle FROM activations WHERE action='default/far/work' AND state < 5"
+    m.until(lambda: any(handle for _, handle in m.query(sql)), 30, "the job to be recorded")
+    [(activation, _)] = m.query(sql)
+    m.until(lambda: [ad for ad in m.queued() if ad["JobStatus"] == 2], 30, "it to run")
+    assert m.client.post(f"/eventmill/v1/activations/{activation}/cancel").is_success
+    assert one(m, "work", "long")[1] == {"error": "cancelled"}
+    assert metric(m, "missed_ends") == 0
+
+
+@pytest.mark.slow
+def test_a_job_of_another_account_reports_its_end(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    """Its room, with the token in it, is that account's; the wrapper is everybody's to run."""
+    suite, port = pytestconfig.getoption("condor"), free_port()
+    with tempfile.TemporaryDirectory() as spool, CondorPool(suite=suite, accounts=True) as pool:
+        Path(spool).chmod(0o711)
+        more = f'report_url = "http://127.0.0.1:{port}"\nspool_dir = "{spool}"\n'
+        more += f'tokens = {{ default = "{pool.token("nobody")}" }}\n'
+        with condor_mill(tmp_path, pool, more=more, look_s=1000) as m:
+            m.config.write_text(m.config.read_text().replace("port = 0", f"port = {port}"))
+            m.start()
+            deploy(m, tmp_path)
+            m.send("chain", {}, id="theirs")
+            _, result = one(m, "register", "theirs")
+            assert result["after_s"] < 5
+            assert [ad["Owner"] for ad in pool.history()] == ["nobody"]
+            assert metric(m, "missed_ends") == 0
 
 
 @pytest.mark.slow

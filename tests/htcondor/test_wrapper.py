@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import ssl
 import stat
 import subprocess
 import threading
@@ -18,6 +19,7 @@ import pytest
 
 from eventmill.executors.htcondor import wrapper
 from eventmill.executors.htcondor.reporting import wrapper_text
+from tests.kafka.certificates import certificates
 
 pytestmark = pytest.mark.slow
 
@@ -36,6 +38,11 @@ class Job:
         if port is not None:
             self.order.write_text(json.dumps({"url": f"http://127.0.0.1:{port}/ends/a/1", "token": TOKEN}))
 
+    def be_impatient(self) -> None:
+        """Have it try once."""
+        file = self.directory / "wrapper"
+        file.write_text(file.read_text().replace("PATIENCE_S = 30.0", "PATIENCE_S = 0.0"))
+
     def start(self, *command: str, **environment: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [str(self.directory / "wrapper"), *command], cwd=self.directory, env={**ENVIRONMENT, **environment},
@@ -51,6 +58,14 @@ class Job:
 
 class Server(HTTPServer):
     """What the jobs report to; it answers with these statuses one after the other, then with 202."""
+
+    def secure(self, certificate: Path) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        self.socket = context.wrap_socket(self.socket, server_side=True)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A handshake that a client breaks off."""
 
     def __init__(self, *statuses: int) -> None:
         self.statuses = list(statuses)
@@ -75,8 +90,10 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(*statuses: int) -> Iterator[Server]:
+def serving(*statuses: int, certificate: Path | None = None) -> Iterator[Server]:
     with Server(*statuses) as server:
+        if certificate is not None:
+            server.secure(certificate)
         runner = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         runner.start()
         yield server
@@ -137,6 +154,19 @@ def test_it_asks_again_until_it_is_heard_and_follows_nobody_elsewhere(tmp_path: 
         code, _, err = Job(tmp_path, server.server_port).run("/bin/true")
     assert (code, err) == (0, b"")
     assert server.heard == [REPORT] * 4
+
+
+def test_nobody_but_the_server_is_given_the_token(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Who has no certificate that the node trusts is told nothing; other authorities can be named."""
+    made = certificates(tmp_path_factory.mktemp("tls"))
+    with serving(certificate=made.server) as server:
+        for environment, heard in (({}, []), ({"SSL_CERT_FILE": str(made.authority)}, [REPORT])):
+            job = Job(tmp_path, server.server_port)
+            job.order.write_text(job.order.read_text().replace("http:", "https:"))
+            job.be_impatient()
+            code, _, err = job.run("/bin/true", **environment)
+            assert (code, server.heard) == (0, heard)
+            assert (b"CERTIFICATE_VERIFY_FAILED" in err) == (not heard)
 
 
 def test_one_that_is_told_to_end_does_not_wait_for_an_answer(tmp_path: Path) -> None:
