@@ -50,9 +50,13 @@ ACTIONS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "timedmap": (MAP, ("chain",), {"timeout": 40}), "maptimed": (MAP, ("timed",), {"partial": True}),
     "mapmap": (MAP, ("each",), {}), "twice": (CHAIN, ("each", "eachp", "each"), {}),
     "broken": (CHAIN, ("missing",), {}),
-    "mapbroken": (MAP, ("broken",), {"on_error": "/ns/h"}),
+    "mapbroken": (MAP, ("broken",), {"on_error": "/ns/h"}), "cond": (FUNCTION, (), {"conductor": True}),
+    "condt": (FUNCTION, (), {"conductor": True, "timeout": 40, "on_error": "/ns/h"}),
+    "condchain": (CHAIN, ("cond", "f"), {}), "condmap": (MAP, ("cond",), {"partial": True}),
 }  # fmt: skip
 """Name → kind, components, annotations; `do.<name>` events trigger each."""
+CALLED = ("f", "f", "g", "job", "chain", "each", "cond", "condt", "condchain", "condmap", "missing", "/other/x", 5)
+"""What conductors ask for."""
 
 
 class Killed(BaseException):
@@ -107,10 +111,17 @@ class Functions(Drawn):
             self.under.setdefault(key(a), a)
 
     def finish(self, attempts: Sequence[Key], how: Sequence[str]) -> list[Finished]:
-        value = {"items": list(range(self.rng.randrange(8)))}
         after = self.rng.choice([None, 0.0, 0.005])
-        ends = zip(attempts, how, strict=True)
-        return [finished(self.under.pop(k), said, value, retry_after_s=after) for k, said in ends]
+        ends = [(self.under.pop(k), said) for k, said in zip(attempts, how, strict=True)]
+        return [finished(a, said, self._value(a), retry_after_s=after) for a, said in ends]
+
+    def _value(self, a: Attempt) -> Any:
+        if "conductor" not in a.action.annotations:
+            return {"items": list(range(self.rng.randrange(8)))}
+        if self.rng.random() < 0.4:
+            return self.rng.choice([{"params": {"end": True}}, {"end": True}, {"params": 1, "state": 2}, [1]])
+        said = {"action": self.rng.choice(CALLED), "params": {"items": list(range(self.rng.randrange(3)))}}
+        return said | self.rng.choice([{}, {"state": {"n": 1}}, {"state": 1}])
 
     def cancel(self, activations: Mapping[str, str | None]) -> None:
         asked = [k for k in self.under if k[0] in activations]
@@ -234,7 +245,7 @@ class Model(logging.Handler):
         self.limits = {
             "window_per_action": self.rng.choice([1, 2, 3, 64]), "jobs_in_queue": self.rng.choice([1, 2, 5]),
             "retry_first_s": 0.001, "retry_max_s": 0.02, "interruptions": self.rng.choice([2, 10]), "depth": 4,
-            "payload_bytes": self.rng.choice([300, 1 << 20]),
+            "payload_bytes": self.rng.choice([300, 1 << 20]), "sequence_components": self.rng.choice([2, 4]),
         }  # fmt: skip
         self.operations: dict[Callable[[], Awaitable[None]], int] = {
             self.emit_events: 6, self.end_functions: 10, self.invoke: 2, self.cancel: 3, self.replay: 3,
@@ -507,6 +518,7 @@ def between_turns(m: Model) -> Iterator[str]:
     yield from _nothing_is_stranded(m)
     yield from _maps_count_right(m)
     yield from _chains_have_one_live_step(m)
+    yield from _conductors_wait_for_their_last_step(m)
 
 
 def _memory_is_the_store(m: Model) -> Iterator[str]:
@@ -547,6 +559,14 @@ def _chains_have_one_live_step(m: Model) -> Iterator[str]:
             yield f"running chain {id.hex()}: steps {[str(s) for s in states]}"
 
 
+def _conductors_wait_for_their_last_step(m: Model) -> Iterator[str]:
+    for (id,) in m.sql("SELECT id FROM activations WHERE category = 'conductor' AND state = 4"):
+        steps = m.sql("SELECT idx, state FROM activations WHERE parent = ? ORDER BY idx", id)
+        live = [index for index, state in steps if not State(state).final]
+        if [index for index, _ in steps] != list(range(len(steps))) or live != [len(steps) - 1]:
+            yield f"running conductor {id.hex()}: steps {[(index, str(State(state))) for index, state in steps]}"
+
+
 # what must hold at rest
 
 
@@ -582,6 +602,8 @@ def _came_out_right(m: Model, row: Activation, found: Sequence[Activation]) -> I
         all_ran = [step.index for step in found] == list(range(len(orjson.loads(row.chain or b"[]"))))
         if not all_ran or set(states) != {"succeeded"} or found[-1].result != row.result:
             yield f"chain {row.id} succeeded: steps {states}"
+    if row.category is Category.CONDUCTOR and row.state is not State.CANCELLED:
+        yield from _was_conducted(m, row, found)
     # a cancelled map that is replayed at once may carry elements whose cancel was under way
     joined = (
         row.result is not None
@@ -600,6 +622,22 @@ def _came_out_right(m: Model, row: Activation, found: Sequence[Activation]) -> I
             yield f"map {row.id} {row.state} has not the results of its elements in order: {states}, {failed=}"
         if not right or (maps and row.state is State.SUCCEEDED and len(items) != len(found) - bad):
             yield f"map {row.id} {row.state}: {maps} of {states}, {len(items)} items"
+
+
+def _was_conducted(m: Model, row: Activation, steps: Sequence[Activation]) -> Iterator[str]:
+    """What ran is what the calls' results ask for, in order, and not too much of it."""
+    calls = [step.index for step in steps if step.revision == row.revision and step.category is Category.FUNCTION]
+    most = 2 * int(m.limits["sequence_components"]) + 1
+    if [step.index for step in steps] != list(range(len(steps))) or len(calls) > most:
+        yield f"conductor {row.id}: {len(calls)} calls, steps {[step.index for step in steps]}"
+    for step, before in zip(steps[1:], steps, strict=False):
+        said = orjson.loads(before.result or b"{}") if before.index in calls else None
+        if step.index in calls and said is not None and "action" not in said:
+            yield f"conductor {row.id}: called again after its end, step {step.index}"
+        if step.index not in calls and (said is None or step.action != f"ns/{said['action']}"):
+            yield f"conductor {row.id}: step {step.index} is {step.action}, after {said}"
+    if row.state is State.SUCCEEDED and (not calls or calls[-1] != len(steps) - 1):
+        yield f"conductor {row.id} succeeded, but its last step is no call"
 
 
 # one seed

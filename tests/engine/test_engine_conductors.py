@@ -129,7 +129,8 @@ def test_its_end(tmp_path: Path, says: Any, state: State, status: Status, expect
         ("none", {"error": "Failed to resolve action with name 'ns/none' during composition."}),
         ("/other/x/y", {"error": "Failed entitlement check for action with name 'other/x/y' during composition."}),
         (5, {"error": "Failed to parse action name from json value 5 during composition."}),
-        ("a//b", {"error": 'Failed to parse action name from json value "a//b" during composition.'}),
+        ("a//b", {"error": "Failed to resolve action with name 'ns/a/b' during composition."}),
+        ("a/b/c", {"error": 'Failed to parse action name from json value "a/b/c" during composition.'}),
         ("/ns", {"error": 'Failed to parse action name from json value "/ns" during composition.'}),
     ],
 )
@@ -203,7 +204,8 @@ def test_calls_and_components_are_tried_again_by_their_own_rules(tmp_path: Path)
         tried.append("c")
         if len(tried) == 1:
             raise ValueError("once")
-        return catches("raises")(params)
+        said: dict[str, Any] = catches("raises")(params)
+        return said
 
     async def body(w: World) -> None:
         await w.rule("r", {"type": ["test"]}, "c")

@@ -36,12 +36,14 @@ def qualified(name: str, namespace: str) -> str:
 
 
 def reference(name: object, namespace: str) -> str | None:
-    """The same of what may be no reference at all: then None."""
+    """The same of what may be no reference at all: then None. A slash too many does not matter."""
     if not isinstance(name, str):
         return None
-    parts = name.removeprefix("/").split("/")
-    least, most = (2, 3) if name.startswith("/") else (1, 2)
-    return qualified(name, namespace) if least <= len(parts) <= most and all(parts) else None
+    parts = [part for part in name.split("/") if part]
+    is_full = name.startswith("/")
+    if not 1 + is_full <= len(parts) <= 2 + is_full:
+        return None
+    return qualified("/" * is_full + "/".join(parts), namespace)
 
 
 def error(message: str) -> bytes:
