@@ -292,7 +292,8 @@ class Engine:
         if action.category.has_steps:
             return None
         queue = self._queue_of(action)
-        return None if queue is None else self._executors[self._runs(queue)].refusal(action)
+        executor = None if queue is None else self._executors.get(self._runs(queue))
+        return None if executor is None else executor.refusal(action)
 
     def executor_counts(self) -> dict[str, Mapping[str, int]]:
         """What each executor has done since its start."""
