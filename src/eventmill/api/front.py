@@ -86,7 +86,8 @@ class Front:
         if request.method == "OPTIONS" and not is_web:
             return PlainTextResponse("OK")
         if request.method not in _VERBS:
-            raise Refusal(f"HTTP method not allowed, supported methods: {_METHODS}, OPTIONS, PATCH", 405)
+            supported = f"{_METHODS}, OPTIONS, PATCH"
+            raise Refusal(f"HTTP method not allowed, supported methods: {supported}", 405, {"allow": supported})
         if path not in OPEN_PATHS and not path.startswith(OPEN_BELOW):
             await self._identify(call, request.headers.get("authorization"), optional=is_web)
         return None

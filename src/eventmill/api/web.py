@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, Route
 
 from eventmill.api import answers, names
 from eventmill.api.auth import Call, call_of
-from eventmill.api.errors import INTERNAL, Refusal, malformed, missing
+from eventmill.api.errors import INTERNAL, NO_SUCH_PATH, Refusal, malformed, missing
 from eventmill.api.invocation import ACTIVATION_HEADER, WAIT_MS_MAX, Invocations, Plan, reserved
 from eventmill.api.projection import EXTENSIONS, FORM, is_json, is_text, media_type_of, project
 from eventmill.api.services import Services
@@ -82,7 +82,7 @@ class Web:
         """What the action answers; 202 if it takes too long."""
         target = target_of(request.scope["raw_path"])
         if target is None:
-            raise missing()
+            raise Refusal(NO_SUCH_PATH, 404)
         plan = await self._exported(target)
         call = call_of(request)
         if plan.annotations.get("web-custom-options") is not True:
