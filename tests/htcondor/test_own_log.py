@@ -27,8 +27,8 @@ def test_a_long_log_is_renamed_and_followed(
     async def work() -> None:
         queue = CondorQueue(
             {"c": CODE}.__getitem__, name="condor", state_dir=tmp_path / "condor", results_dir=tmp_path / "results",
-            pool=Pool(kind="htcondor", condor_config=condor.config), environment={}, result_bytes_max=1 << 20,
-            archive_files_max=100, archive_bytes_max=1 << 20,
+            pool=Pool(kind="htcondor", condor_config=condor.config, keep_claim_idle_s=0), environment={},
+            result_bytes_max=1 << 20, archive_files_max=100, archive_bytes_max=1 << 20,
         )  # fmt: skip
         action = Action(
             namespace="guest", name="c", version="0.0.1", revision=1, kind="job", code="c",

@@ -1,7 +1,7 @@
 """In whose name a schedd is asked: an identity for each namespace that has a token, else the server's own account.
 
-Owns a `Condor` for each identity, started when it is first needed, and knows which namespaces may have jobs. Belongs to
-the event loop.
+Owns a `Condor` for each identity, started when it is first needed, and knows which namespaces may have jobs, and which
+schedd has them. Both are remembered on disk before they matter. Belongs to the event loop.
 """
 
 from __future__ import annotations
@@ -9,38 +9,75 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from eventmill.config import Pool
-from eventmill.errors import Unavailable
-from eventmill.executors.htcondor.client import Condor
+from eventmill.errors import InvalidConfig, Unavailable
+from eventmill.executors.background import Threads
+from eventmill.executors.htcondor.agenda import AGAIN_S
+from eventmill.executors.htcondor.client import Condor, OtherSchedd, Pin
+from eventmill.executors.htcondor.rooms import Rooms
 
 _log = logging.getLogger(__name__)
 
-AGAIN_S = 2.0
-"""What the schedd could not do is asked for again after this."""
 SELF = ""
 """The identity of namespaces without a token: the server's own account."""
+SCHEDD, NAMESPACE = "schedd", "namespace"
+"""What is remembered."""
 
 
 class Accounts:
     """The identities of one pool, `name`. `directory`: each has one of its own below it."""
 
-    def __init__(self, name: str, pool: Pool, directory: Path) -> None:
+    def __init__(self, name: str, pool: Pool, directory: Path, rooms: Rooms, threads: Threads) -> None:
         self._name = name
         self._pool = pool
         self._directory = directory
+        self._rooms = rooms
+        self._threads = threads
         self._condors: dict[str, Condor] = {}
-        self._only_namespace: str | None = None
+        self._pin = _Remembered(rooms, threads)
+        self._only_namespace = ""
         self.owners: dict[str, str] = {}
         """Whose jobs those of an identity are, where that was asked."""
+
+    async def open(self) -> None:
+        """Recall what was remembered. If another schedd answers than the one that has the jobs, InvalidConfig is
+        raised; it is taken if there is no job."""
+        self._pin.name = await self._threads.run(self._rooms.recall, SCHEDD)
+        self._only_namespace = await self._threads.run(self._rooms.recall, NAMESPACE)
+        condor = self.condor(next(iter(self.identities())))
+        try:
+            await condor.ping()
+        except OtherSchedd as e:
+            if not await self._threads.run(self._rooms.is_empty):
+                raise InvalidConfig(self._elsewhere(str(e))) from e
+            self._pin.name = ""
+            await condor.ping()
+        except Unavailable:
+            pass  # it is said in `condition`; jobs wait
+
+    def _elsewhere(self, what: str) -> str:
+        return (
+            f"pool '{self._name}': {what}. Put pools.{self._name}.schedd, .collector and .condor_config back to what"
+            f" they were until those jobs have ended, or, if the schedd was only renamed, write its name into"
+            f" {self._directory.parent / SCHEDD}; {self.given_up()}"
+        )
+
+    def given_up(self) -> str:
+        """What to do about jobs that are gone for good."""
+        return f"if they are gone for good, empty {self._rooms.place}: each has an unknown outcome then"
 
     def identity(self, namespace: str) -> str:
         return namespace if namespace in self._pool.tokens else SELF
 
     def identities(self) -> Iterable[str]:
         return self._pool.tokens or [SELF]
+
+    def may_ask(self, identity: str) -> bool:
+        """Whether something may be done in this name: the server's own account has no part in jobs of tokens."""
+        return identity in self.identities()
 
     def condor(self, identity: str) -> Condor:
         if identity not in self._condors:
@@ -50,36 +87,34 @@ class Accounts:
                 schedd=self._pool.schedd,
                 collector=self._pool.collector,
                 token_file=self._pool.tokens.get(identity),
+                pin=self._pin,
             )
         return self._condors[identity]
 
-    async def know_owners(self, identities: Iterable[str]) -> None:
-        """Ask whose jobs they will be, until the schedd says it."""
-        for identity in identities:
-            while identity not in self.owners:
-                try:
-                    ping = await self.condor(identity).ping()
-                    self.owners[identity] = str(ping["identity"]).partition("@")[0]
-                except Unavailable as e:
-                    _log.error("pool %s: jobs wait: %s", self._name, e)
-                    await asyncio.sleep(AGAIN_S)
-
-    def has_jobs(self, namespace: str) -> None:
-        """A namespace has jobs already: without tokens it is the only one."""
-        if not self._pool.tokens:
-            self._only_namespace = self._only_namespace or namespace
+    async def settle(self, identity: str, namespaces: Sequence[str]) -> None:
+        """Jobs of these are about to be prepared. Without tokens the first namespace ever is the only one. Where the
+        pool acts as the jobs' owners, it is asked who they will be, until it says so."""
+        if not self._pool.tokens and not self._only_namespace:
+            self._only_namespace = namespaces[0]
+            await self._threads.run(self._rooms.remember, NAMESPACE, self._only_namespace)
+        while self._pool.spool_dir is not None and identity not in self.owners:
+            try:
+                ping = await self.condor(identity).ping()
+                self.owners[identity] = str(ping["identity"]).partition("@")[0]
+            except Unavailable as e:
+                _log.error("pool %s: jobs wait: %s", self._name, e)
+                await asyncio.sleep(AGAIN_S)
 
     def refusal(self, namespace: str) -> str | None:
         """Why a namespace may have no jobs here; None if it may."""
-        if namespace in self._pool.tokens:
+        if namespace in self._pool.tokens or (not self._pool.tokens and namespace == self._only_namespace):
             return None
-        if self._only_namespace is None:
-            self._only_namespace = namespace
-        if namespace == self._only_namespace and not self._pool.tokens:
-            return None
+        whose = (
+            "others'" if self._pool.tokens else f"those of namespace '{self._only_namespace}', which was the first one"
+        )
         return (
             f"jobs of namespace '{namespace}' are refused by pool '{self._name}': they would be the same account's as"
-            f" others': give each namespace an IDTOKEN (pools.{self._name}.tokens)"
+            f" {whose}: give each namespace an IDTOKEN (pools.{self._name}.tokens)"
         )
 
     def troubles(self) -> set[str]:
@@ -96,3 +131,17 @@ class Accounts:
     async def stop(self) -> None:
         for condor in self._condors.values():
             await condor.stop()
+
+
+class _Remembered(Pin):
+    """The schedd's name, on disk before anything else is asked."""
+
+    def __init__(self, rooms: Rooms, threads: Threads) -> None:
+        super().__init__()
+        self._rooms = rooms
+        self._threads = threads
+
+    async def meet(self, name: str) -> None:
+        if name and not self.name:
+            await self._threads.run(self._rooms.remember, SCHEDD, name)
+            self.name = name

@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,42 @@ BACK_OFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """After the first, second, … helper in a row that has died without an answer, before the next one is started."""
 
 
+class TooMany(Unavailable):
+    """The schedd takes fewer jobs: `at_once`, or now, until some of the owner's, or of all, have left the queue.
+    Nothing was submitted."""
+
+    def __init__(self, message: str, *, at_once: bool) -> None:
+        super().__init__(message)
+        self.at_once = at_once
+
+
+class OtherSchedd(Unavailable):
+    """Another schedd answers than the one that has the jobs. It was asked nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Acted:
+    """What became of an order: by cluster.proc, for whom it is denied, and with whom the schedd has failed. All others
+    are done, or were gone, or not in a state for it."""
+
+    denied: Sequence[str] = ()
+    failed: Sequence[str] = ()
+
+
+class Pin:
+    """What the schedd of a pool calls itself, for all identities: empty until the first one has met it."""
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+
+    async def meet(self, name: str) -> None:
+        """It has answered; it may not say its name."""
+        self.name = self.name or name
+
+
 class Condor:
-    """One identity's way to a schedd. `token_file`: its IDTOKEN; without it the server's own account counts.
+    """One identity's way to a schedd. `token_file`: its IDTOKEN; without it the server's own account counts. `pin`:
+    which schedd it must be; any other one is asked nothing (OtherSchedd).
 
     `directory` is this identity's in this pool: its lock is there. Every call raises Unavailable if it has no answer,
     also if the identity may not ask; InvalidInput if what was asked is wrong.
@@ -48,9 +83,10 @@ class Condor:
         collector: str = "",
         token_file: Path | None = None,
         call_timeout_s: float = CALL_TIMEOUT_S,
+        pin: Pin | None = None,
     ) -> None:
-        self.calls: Counter[str] = Counter()
-        """How often the schedd was asked, by what."""
+        self.calls: Counter[str] = Counter(helper_restarts=0)
+        """How often the schedd was asked, by what; and how often a helper had to be replaced (`helper_restarts`)."""
         self.trouble = ""
         """Why it could not be asked the last time; empty if it could."""
         self._settings = {
@@ -63,6 +99,9 @@ class Condor:
             "token_directory": str(directory / "token"),
         }
         self._call_timeout_s = call_timeout_s
+        self._pin = pin or Pin()
+        self._met = False
+        """The schedd has said its name."""
         self._process: asyncio.subprocess.Process | None = None
         self._turn = asyncio.Lock()
         self._calls_under_way: set[asyncio.Task[Any]] = set()
@@ -87,23 +126,24 @@ class Condor:
 
         `base`: commands, in which `$(name)` is an item's value. Items have the same variables; their values are data,
         `$` written `$(DOLLAR)`. But beware: a command whose value becomes empty, and a variable that `environment`
-        lacks, come from the cluster's first job. Raises InvalidDescription for what HTCondor does not want.
+        lacks, come from the cluster's first job. Raises InvalidDescription for what HTCondor does not want, TooMany if
+        fewer may be wanted.
         """
         cluster, first, count = await self._call("submit", base=base, items=items)
         if count != len(items):
             raise Unavailable(f"HTCondor made {count} jobs of {len(items)}")
         return [f"{cluster}.{first + n}" for n in range(count)]
 
-    async def release(self, ids: Sequence[str]) -> None:
+    async def release(self, ids: Sequence[str]) -> Acted:
         """Let held jobs run; those that are not held, or gone, stay as they are."""
-        await self._act("release", ids)
+        return await self._act("release", ids)
 
-    async def hold(self, ids: Sequence[str], reason: str) -> None:
-        await self._act("hold", ids, reason=reason)
+    async def hold(self, ids: Sequence[str], reason: str) -> Acted:
+        return await self._act("hold", ids, reason=reason)
 
-    async def remove(self, ids: Sequence[str], reason: str) -> None:
+    async def remove(self, ids: Sequence[str], reason: str) -> Acted:
         """Take jobs out of the queue; they have a record in the history, with the reason."""
-        await self._act("remove", ids, reason=reason)
+        return await self._act("remove", ids, reason=reason)
 
     async def query(self, constraint: str, attributes: Sequence[str], limit: int = -1) -> list[dict[str, Any]]:
         """Ads of jobs in the queue, with these attributes (none: all); values as JSON has them."""
@@ -127,9 +167,8 @@ class Condor:
         await asyncio.gather(*self._calls_under_way, return_exceptions=True)
         await self._end()  # one that was just being started
 
-    async def _act(self, op: str, ids: Sequence[str], **values: Any) -> None:
-        if ids:
-            await self._call(op, ids=ids, **values)
+    async def _act(self, op: str, ids: Sequence[str], **values: Any) -> Acted:
+        return Acted(**await self._call(op, ids=ids, **values)) if ids else Acted()
 
     async def _call(self, op: str, **values: Any) -> Any:
         """A call goes on to its end even if its caller does not: the helper has it already."""
@@ -145,7 +184,10 @@ class Condor:
 
     async def _in_turn(self, op: str, values: Mapping[str, Any]) -> Any:
         async with self._turn:
-            answer = await self._answer(op, values)
+            # whoever it is must be known before anything is asked
+            answer = {} if self._met else await self._meet()
+            if "error" not in answer:
+                answer = await self._answer(op, values)
         if "error" not in answer:
             self.trouble = ""
             return answer["result"]
@@ -153,7 +195,19 @@ class Condor:
             wrong = InvalidDescription if op == "submit" else InvalidInput
             raise wrong(f"HTCondor does not take it: {answer['error']}")
         self.trouble = f"HTCondor: {answer['error']}"
+        if answer["kind"] in ("full", "large"):
+            raise TooMany(self.trouble, at_once=answer["kind"] == "large")
+        if answer["kind"] == "elsewhere":
+            await self._end()  # the pin may be changed
+            raise OtherSchedd(self.trouble)
         raise Unavailable(self.trouble)
+
+    async def _meet(self) -> dict[str, Any]:
+        answer = await self._answer("meet", {})
+        if "error" not in answer:
+            await self._pin.meet(answer["result"])
+            self._met = True
+        return answer
 
     async def _answer(self, op: str, values: Mapping[str, Any]) -> dict[str, Any]:
         """Start a helper if there is none, and ask it. Everything that goes wrong is an answer."""
@@ -184,11 +238,14 @@ class Condor:
             raise Unavailable("stopped")
         if (wait_s := self._wait_s()) > 0:
             raise Unavailable(f"{self._why} (tried again in {wait_s:.1f} s)")
+        if self._process is not None:
+            self.calls["helper_restarts"] += 1
         self._process = process = await asyncio.create_subprocess_exec(
             sys.executable, "-I", helper.__file__, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
         )  # fmt: skip
         try:
-            answer = await asyncio.wait_for(_exchange(process, self._settings), START_TIMEOUT_S)
+            settings = {**self._settings, "pinned": self._pin.name}
+            answer = await asyncio.wait_for(_exchange(process, settings), START_TIMEOUT_S)
         except TimeoutError:
             answer = {"error": f"the helper process is not ready after {START_TIMEOUT_S:g} s"}
         except (asyncio.IncompleteReadError, BrokenPipeError, ConnectionResetError):

@@ -7,7 +7,8 @@ identity's name for the same server. It imports nothing of ours.
 
 Frames on both pipes: four bytes, big endian, of length; then JSON. The first frame is the configuration; the answer to
 it is `{"ready": true}` or `{"error": …}`. A request is `{"number": n, "op": …, …}`; its answer has the same number and
-`result`, or `error` and `kind`: `refused` (what was asked is wrong), `auth` (who asks may not), or `unavailable`.
+`result`, or `error` and `kind`: `refused` (what was asked is wrong), `auth` (who asks may not), `full` or `large` (too
+many jobs for now, or for one call), `elsewhere` (another schedd answers), or `unavailable`.
 
 What is data and what is not: the bindings write commands and items down as lines and read them again. Whatever would
 not come through this as it is, or would be taken for something else, is refused here, whoever has checked it before.
@@ -41,20 +42,20 @@ _AUTH = (
     "does not have sufficient permission",
 )  # fmt: skip
 _REFUSED = "Failed to create job ad", "Unable to commit transaction, SCHEDD:"
-_LIMITS = {
-    "Schedd says -2": "the queue is full (MAX_JOBS_SUBMITTED)",
-    "Schedd says -3": "this owner may have no more jobs in the queue (MAX_JOBS_PER_OWNER)",
-    "Schedd says -4": f"the schedd takes fewer than {JOBS_MAX} jobs at once (MAX_JOBS_PER_SUBMISSION)",
-    "Schedd says -1": "the schedd went away in the middle of a submit; nothing was submitted",
-}
-_HINTS = {
+_KNOWN = {
+    "Schedd says -2": ("full", "the queue is full (MAX_JOBS_SUBMITTED)"),
+    "Schedd says -3": ("full", "this owner may have no more jobs in the queue (MAX_JOBS_PER_OWNER)"),
+    "Schedd says -4": ("large", "the schedd takes fewer jobs at once (MAX_JOBS_PER_SUBMISSION)"),
+    "Schedd says -1": ("unavailable", "the schedd went away in the middle of a submit; nothing was submitted"),
     # HTCONDOR-3883: bindings from the middle of 2026 on refuse servers from before
     "Directory name doesn't match server's network address": (
+        "auth",
         "the access point is older than our bindings' protection of its file system handshake: set"
         " SEC_FS_ENFORCE_CHANNEL_BINDING = False in the configuration that pools.NAME.condor_config names, or give the"
-        " namespace an IDTOKEN (pools.NAME.tokens)"
+        " namespace an IDTOKEN (pools.NAME.tokens)",
     ),
 }
+"""Kind and meaning of what is found in an error's text."""
 
 _COMMAND = re.compile(r"(?!(?:if|elif|else|endif|queue)\Z)[A-Za-z_+][\w.]*\Z", re.IGNORECASE)
 _VARIABLE = re.compile(r"[A-Za-z_]\w*\Z")
@@ -65,11 +66,16 @@ _FIRST, _LAST = "Eventmill_first", "Eventmill_last"
 """Around the fields of an item: its first and its last character might mean something (`#`, `)`, a backslash)."""
 
 
+class OtherSchedd(Exception):
+    """Another schedd answers than the one that has the jobs."""
+
+
 class Bindings:
     """The schedd of one pool, asked in one name. `schedd`: its name, without it this machine's, or the only one that
-    `collector` knows; `collector`: `host[:port]`, without it the configuration's."""
+    `collector` knows; `collector`: `host[:port]`, without it the configuration's. `pinned`: what it calls itself, if
+    that is known; else the first one that is met counts. No other one is asked anything."""
 
-    def __init__(self, schedd: str, collector: str) -> None:
+    def __init__(self, schedd: str, collector: str, pinned: str = "") -> None:
         import htcondor2
 
         self._h: Any = htcondor2
@@ -77,6 +83,9 @@ class Bindings:
         self._name = schedd
         self._collector = collector
         self._location: Any = None
+        self._pinned = pinned
+        self._own_ad: tuple[int, str] = (0, "")
+        """When this machine's schedd has last written its ad, and its name there."""
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """What one request leads to. Never raises: whatever goes wrong is an answer."""
@@ -95,6 +104,11 @@ class Bindings:
             self._location = None
             return {"number": number, "error": text, "kind": kind}
 
+    def do_meet(self) -> str:
+        """What the schedd calls itself, if it answers; "" if it does not say it."""
+        self._look()
+        return self._own_name(self._locate())
+
     def do_ping(self) -> dict[str, Any]:
         """Who answers, and whom it takes us for."""
         self._look()
@@ -102,7 +116,7 @@ class Bindings:
         session = self._h.ping(location, "WRITE")
         return {
             "version": self._h.version(),
-            "schedd": self._own_name() or location["Name"],
+            "schedd": self._own_name(location) or location["Name"],
             "schedd_version": session.get("RemoteVersion", ""),
             "address": location["MyAddress"],
             "identity": session.get("MyRemoteUserName", ""),
@@ -115,13 +129,13 @@ class Bindings:
         done = self._schedd().submit(self._h.Submit(base), itemdata=iter(fields))
         return [done.cluster(), done.first_proc(), done.num_procs()]
 
-    def do_release(self, ids: list[str]) -> dict[str, int]:
+    def do_release(self, ids: list[str]) -> dict[str, list[str]]:
         return self._act("Release", ids, "released by Eventmill")
 
-    def do_hold(self, ids: list[str], reason: str) -> dict[str, int]:
+    def do_hold(self, ids: list[str], reason: str) -> dict[str, list[str]]:
         return self._act("Hold", ids, reason)
 
-    def do_remove(self, ids: list[str], reason: str) -> dict[str, int]:
+    def do_remove(self, ids: list[str], reason: str) -> dict[str, list[str]]:
         return self._act("Remove", ids, reason)
 
     def do_query(self, constraint: str, attributes: list[str], limit: int = -1) -> list[dict[str, Any]]:
@@ -132,20 +146,17 @@ class Bindings:
         """A job may be in it twice (the schedd was killed at the wrong moment): hence the limit."""
         return [self._plain_ad(ad) for ad in self._schedd().history(_any_of(ids), attributes, match=2 * len(ids))]
 
-    def _act(self, action: str, ids: list[str], reason: str) -> dict[str, int]:
-        """How many jobs it was done to (`done`), and how many were not there, or not in a state for it."""
+    def _act(self, action: str, ids: list[str], reason: str) -> dict[str, list[str]]:
+        """Those it is denied for, and those the schedd failed to change. It says how many, not which: halves tell; to
+        do it twice is harmless. Jobs that are gone, or not in a state for it, are none of these."""
         # the bindings lose a reason that is not one of a pair, and put its text between double quotes as it is
         text = " ".join(reason.replace("\\", "/").replace('"', '\\"').split())
         said = self._schedd().act(self._h.JobAction[action], ids, reason=(text, 0))
-        if denied := said["TotalPermissionDenied"]:
-            raise PermissionError(f"{denied} of {len(ids)} jobs are not ours to {action.lower()}")
-        if failed := said["TotalError"]:
-            raise OSError(f"{failed} of {len(ids)} jobs can't be changed")
-        return {
-            "done": said["TotalSuccess"] + said["TotalAlreadyDone"],
-            "absent": said["TotalNotFound"],
-            "otherwise": said["TotalBadStatus"],
-        }
+        denied, failed = said["TotalPermissionDenied"], said["TotalError"]
+        if not (denied or failed) or len(ids) == 1:
+            return {"denied": ids if denied else [], "failed": ids if failed else []}
+        halves = [self._act(action, half, reason) for half in (ids[: len(ids) // 2], ids[len(ids) // 2 :])]
+        return {name: [id for half in halves for id in half[name]] for name in ("denied", "failed")}
 
     def _schedd(self) -> Any:
         return self._h.Schedd(self._locate())
@@ -155,12 +166,20 @@ class Bindings:
         self._schedd().query("false", ["ClusterId"], limit=1)
 
     def _locate(self) -> Any:
-        """Where the schedd is. This machine's own is looked up each time: it costs nothing."""
-        if not self._name and not self._collector:
-            return self._h.Collector().locate(self._h.DaemonType.Schedd)
-        if self._location is None:
-            self._location = self._found()
-        return self._location
+        """Where the schedd is. This machine's own is looked up each time: it costs nothing. Raises OtherSchedd."""
+        if self._is_local():
+            location = self._h.Collector().locate(self._h.DaemonType.Schedd)
+        else:
+            location = self._location or self._found()
+        name = self._own_name(location)
+        self._pinned = self._pinned or name
+        if name and name.lower() != self._pinned.lower():
+            raise OtherSchedd(f"the schedd that answers is '{name}', and not '{self._pinned}', where the jobs are")
+        self._location = None if self._is_local() else location
+        return location
+
+    def _is_local(self) -> bool:
+        return not self._name and not self._collector
 
     def _found(self) -> Any:
         collector = self._h.Collector(self._collector) if self._collector else self._h.Collector()
@@ -172,13 +191,17 @@ class Bindings:
             raise LookupError(f"the collector does not know {wanted}; it knows {known}")
         return fitting[0]
 
-    def _own_name(self) -> str:
-        """What this machine's schedd calls itself in the pool; "" if it is another machine's, or does not say."""
+    def _own_name(self, location: Any) -> str:
+        """What the schedd calls itself in the pool; "" if this machine's does not say it."""
+        if not self._is_local():
+            return str(location["Name"])
         with contextlib.suppress(OSError, KeyError, ValueError, self._c.ClassAdException):
-            if not self._name and not self._collector:
-                with open(self._h.param["SCHEDD_DAEMON_AD_FILE"]) as file:
-                    return str(self._c.parseOne(file.read())["Name"])
-        return ""
+            path = self._h.param["SCHEDD_DAEMON_AD_FILE"]
+            written = os.stat(path).st_mtime_ns
+            if written != self._own_ad[0]:
+                with open(path) as file:
+                    self._own_ad = written, str(self._c.parseOne(file.read())["Name"])
+        return self._own_ad[1]
 
     def _explain(self, error: Exception) -> tuple[str, str]:
         """Kind and text of an answer."""
@@ -189,9 +212,11 @@ class Bindings:
                 return "auth", f"this identity may read the queue, but not change it ({text})"
             except Exception as e:
                 error, text = e, _one_line(e)
-        for part, why in (_HINTS | _LIMITS).items():
+        for part, (kind, why) in _KNOWN.items():
             if part in text:
-                return "auth" if part in _HINTS else "unavailable", f"{why} ({text})"
+                return kind, f"{why} ({text})"
+        if isinstance(error, OtherSchedd):
+            return "elsewhere", text
         if isinstance(error, PermissionError) or any(part in text for part in _AUTH):
             return "auth", text
         wrong = ValueError, TypeError, KeyError, self._c.ClassAdException
@@ -335,7 +360,7 @@ def main() -> None:
     _tie(settings["parent"])
     try:
         _prepare(settings)
-        bindings = Bindings(settings["schedd"], settings["collector"])
+        bindings = Bindings(settings["schedd"], settings["collector"], settings["pinned"])
     except ImportError as e:
         return _write(answers, {"error": f"HTCondor's bindings are missing: pip install 'eventmill[htcondor]' ({e})"})
     except Exception as e:

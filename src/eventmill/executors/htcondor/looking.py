@@ -8,20 +8,26 @@ Belongs to the event loop.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from eventmill.errors import Unavailable
 from eventmill.executors.htcondor import description, endings
-from eventmill.executors.htcondor.accounts import AGAIN_S, Accounts
+from eventmill.executors.htcondor.accounts import Accounts
+from eventmill.executors.htcondor.agenda import AGAIN_MAX_S, Agenda
 from eventmill.executors.htcondor.reporting import Expected
 from eventmill.executors.htcondor.tracked import Register, Tracked, id_of
 
+_log = logging.getLogger(__name__)
+
 HISTORY_MAX = 50
 """Jobs that are looked for in the history at one go: it is read from its end, job by job."""
+STUCK_AGAIN_MAX_S = 600.0
+"""The longest pause between looks for a job that does not leave the queue."""
 
 
 class Looker:
@@ -42,27 +48,29 @@ class Looker:
         self._when_seen = seen
         self._when_left = left
         self._when_looked = looked
-        self._unseen: set[str] = set()
+        self._unseen = Agenda()
         """Jobs that have to be looked for."""
-        self._work = asyncio.Event()
         self._audited: set[str] = set()
         """Those of them that nothing but the audit has a doubt of."""
-        self.missed = 0
-        """Ends that the audit has found."""
+        self.counts: Counter[str] = Counter(missed_ends=0, missed_events=0, looks_repeated=0, looks_failed=0)
+        """What the audit has found that nobody had told; and looks that were in vain."""
         self._expected = Expected()
         self._reported = asyncio.Event()
+        self._said: dict[str, str] = {}
+        """Why jobs can't be looked for, by identity."""
         self.suspects = True
         """There may be jobs of ours in the queue that are in no record."""
         self.strays: dict[str, str] = {}
         """Those of them that were seen: cluster.proc → identity."""
+        self.given_up: set[str] = set()
+        """Those of them that can't be removed."""
 
     def look_for(self, ids: Iterable[str]) -> None:
-        self._unseen.update(ids)
-        self._work.set()
+        self._unseen.add(ids)
 
     def audit(self, ids: Iterable[str]) -> None:
         """Look for these, though nothing has been heard of them."""
-        self._audited = set(ids) - self._unseen
+        self._audited = {id for id in ids if id not in self._unseen}
         self.look_for(self._audited)
 
     def expect(self, id: str) -> None:
@@ -82,13 +90,22 @@ class Looker:
 
     async def run(self) -> None:
         while True:
-            await self._work.wait()
-            self._work.clear()
-            while self._unseen:
-                await self._look_at(self._unseen)
-                self._unseen &= self._register.jobs.keys()
-                if self._unseen:
-                    await asyncio.sleep(AGAIN_S)
+            ids = await self._unseen.next()
+            unheard = await self._look_at(ids)
+            self._unseen.postpone(unheard, AGAIN_MAX_S)
+            for id in set(ids).difference(unheard):
+                if id not in self._register.jobs:
+                    self._unseen.discard(id)
+                elif (pause_s := self._unseen.postpone([id], STUCK_AGAIN_MAX_S)) > 0:
+                    self._stuck(id, pause_s)
+
+    def _stuck(self, id: str, pause_s: float) -> None:
+        """It is on its way out of the queue, as it was before."""
+        self.counts["looks_repeated"] += 1
+        if AGAIN_MAX_S < pause_s <= 2 * AGAIN_MAX_S:
+            _log.warning(
+                "job %s has ended or was removed, but does not leave the queue; it is looked for less often", id
+            )
 
     async def run_expected(self) -> None:
         """Look for the jobs that say that they have ended, until they have left the queue."""
@@ -111,10 +128,18 @@ class Looker:
                 try:
                     await self._look(identity, some)
                     self._when_looked()
-                except Unavailable:
+                    self._said.pop(identity, None)
+                except Unavailable as e:
+                    self._failed(identity, len(group), e)
                     unheard += group[start:]
                     break
         return unheard
+
+    def _failed(self, identity: str, count: int, why: Unavailable) -> None:
+        self.counts["looks_failed"] += 1
+        if self._said.get(identity) != str(why):
+            _log.error("%d jobs can't be looked for: %s", count, why)
+        self._said[identity] = str(why)
 
     async def _look(self, identity: str, ids: Sequence[str]) -> None:
         condor = self._accounts.condor(identity)
@@ -131,25 +156,34 @@ class Looker:
             for tracked in some:
                 ad = ended.get(tracked.id, {})
                 if tracked.id in self._register.jobs:
-                    self.missed += tracked.id in self._audited
+                    self.counts["missed_ends"] += tracked.id in self._audited and not tracked.is_over
                     self._when_left(tracked, ad if tracked.owns(ad) else {})
 
     def _seen(self, tracked: Tracked, ad: Mapping[str, Any]) -> None:
         if ad.get("JobStatus") in (endings.COMPLETED, endings.REMOVED):
             return  # it is on its way into the history: it is looked for again
+        missed = tracked.running != (ad.get("JobStatus") == endings.RUNNING)
+        self.counts["missed_events"] += tracked.id in self._audited and missed
         self._unseen.discard(tracked.id)
         self._audited.discard(tracked.id)
         self._when_seen(tracked, ad)
 
-    async def orphans(self, server: str) -> dict[str, str]:
+    async def orphans(self, server: str, sending: Callable[[], Collection[str]]) -> dict[str, str]:
         """Activation → cluster.proc of jobs of this server's that it does not know, whatever they are at: somebody may
-        have released them all, and a schedd that was killed may have started one again that has ended for us."""
+        have released them all, and a schedd that was killed may have started one again that has ended for us.
+
+        `sending`: activations whose jobs may be in the queue though their numbers have not been heard yet.
+        """
         found: dict[str, str] = {}
         unheard = False
         for identity in self._accounts.identities():
             try:
                 found |= await self._orphans(identity, server)
             except Unavailable:
+                unheard = True
+                continue
+            for activation in found.keys() & sending():
+                del found[activation]
                 unheard = True
         self.suspects = unheard or bool(found)  # an activation may have several, of which one was found
         return found
@@ -160,8 +194,10 @@ class Looker:
         alive = f"JobStatus =!= {endings.REMOVED} && JobStatus =!= {endings.COMPLETED}"
         constraint = f'EventmillServer == "{server}" && {alive} && Owner == "{owner}"'
         ads = await condor.query(constraint, ["ClusterId", "ProcId", "EventmillActivation"])
-        found = {id_of(ad): str(ad["EventmillActivation"]) for ad in ads if id_of(ad) not in self._register.jobs}
-        self.strays |= dict.fromkeys(found, identity)
+        unknown = [ad for ad in ads if id_of(ad) not in self._register.jobs and id_of(ad) not in self.given_up]
+        found = {id_of(ad): str(ad["EventmillActivation"]) for ad in unknown}
+        others = {id: whose for id, whose in self.strays.items() if whose != identity}
+        self.strays = others | dict.fromkeys(found, identity)
         return {activation: id for id, activation in found.items()}
 
 

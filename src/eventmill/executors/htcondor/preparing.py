@@ -1,7 +1,7 @@
 """From an attempt to what is submitted: the description bound and checked, the room made, the commands written.
 
-Owns what is the same for all jobs of a pool (`Terms`), and the memo of what namespaces' descriptions may say. Blocking;
-used in one thread at a time.
+Owns what is the same for all jobs of a pool (`Terms`), and what namespaces' descriptions may say; it changes neither
+once it is used. Blocking; used in threads, for different jobs at once.
 """
 
 from __future__ import annotations
@@ -59,10 +59,8 @@ class Preparer:
             log=log, keep_claim_idle_s=pool.keep_claim_idle_s, defaults=defaults,
             environment={**environment, **variables},
         )  # fmt: skip
-        self._commands: dict[str, frozenset[str]] = {}
-        """What the descriptions of each namespace may say."""
-        for namespace in pool.commands:
-            self._allowed(namespace)
+        self._commands = {each: description.allowed_commands(pool.commands, each) for each in ("*", *pool.commands)}
+        """What the descriptions of each namespace may say; `*`: of those that have no list of their own."""
 
     def is_of(self, server: str) -> None:
         """The number that the jobs of this server have."""
@@ -104,15 +102,16 @@ class Preparer:
             program = self._rooms.program(WRAPPER_FILE, wrapper_text())
             bound, sources = wrapped(bound, sources, program=program, room=self._rooms.room(job))
         owner = self._accounts.owners.get(self._accounts.identity(job.namespace), "")
+        room = self._rooms.furnish(job, attempt.params, order)
+        sources = self._rooms.take_in(job, sources, self._results / action.namespace)
+        self._rooms.hand_over(job, owner)
         facts = description.Facts(
             activation=attempt.activation, attempt=attempt.number, action=action.qualified, batch_name=action.qualified,
-            room=self._rooms.furnish(job, attempt.params, owner, order), code=code, memory_mb=action.limits.memory_mb,
+            room=room, code=code, memory_mb=action.limits.memory_mb,
             limit_s=action.limits.timeout_ms // 1000 if action.limits.timeout_ms else None,
             traceparent=attempt.traceparent,
         )  # fmt: skip
         return Prepared(attempt, job, description.job_commands(bound, facts, self._terms, sources))
 
     def _allowed(self, namespace: str) -> frozenset[str]:
-        if namespace not in self._commands:
-            self._commands[namespace] = description.allowed_commands(self._pool.commands, namespace)
-        return self._commands[namespace]
+        return self._commands.get(namespace, self._commands["*"])

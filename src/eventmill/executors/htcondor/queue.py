@@ -16,7 +16,6 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,14 @@ import orjson
 
 from eventmill.config import Pool
 from eventmill.entities import Status
-from eventmill.errors import Unavailable
+from eventmill.errors import InvalidConfig, Unavailable
 from eventmill.executors import jobs
 from eventmill.executors.background import Background, Threads
 from eventmill.executors.base import Attempt, CodeSource, Executor, Finished, Found, Recorded, Report, Started
 from eventmill.executors.delivery import Delivery
 from eventmill.executors.htcondor import description, endings
-from eventmill.executors.htcondor.accounts import AGAIN_S, Accounts
+from eventmill.executors.htcondor.accounts import Accounts
+from eventmill.executors.htcondor.agenda import AGAIN_S
 from eventmill.executors.htcondor.eventlog import EventLog
 from eventmill.executors.htcondor.history import FinalAd, HistoryDir
 from eventmill.executors.htcondor.looking import Looker
@@ -85,27 +85,23 @@ class CondorQueue(Executor):
         places = [str(root.absolute()) for root in roots]
         self._rooms = Rooms(state, files_max=archive_files_max, bytes_max=archive_bytes_max, spool=pool.spool_dir)
         self._delivery = Delivery(results_dir, places, result_bytes_max=result_bytes_max)
-        self._accounts = Accounts(name, pool, state / "identities")
+        self._threads = Threads(THREADS, f"{name}-jobs")
+        self._accounts = Accounts(name, pool, state / "identities", self._rooms, self._threads)
         self._register = Register(name, pool.schedd)
         self._preparer = Preparer(
             code, self._rooms, self._accounts, pool, log=self._own_log, roots=places,
             results=results_dir.absolute(), environment=environment, reporting=reporting,
         )  # fmt: skip
-        self._threads = Threads(THREADS, f"{name}-jobs")
         self._background = Background()
-        self._submitter = Submitter(
-            name, self._accounts, self._preparer, self._threads, owners_matter=pool.spool_dir is not None,
-            accepted=self._accepted, refused=self._background.report, unsure=self._suspect,
-        )  # fmt: skip
+        self._submitters: dict[str, Submitter] = {}
+        self._orders: dict[str, Orders] = {}
         self._looker = Looker(
             self._accounts, self._register, seen=self._seen, left=self._left, looked=self._may_order
         )  # fmt: skip
-        self._orders = Orders(
-            name, self._accounts, self._register, doubtful=self._looker.is_doubtful, strays=self._looker.strays,
-            released=self._released,
-        )  # fmt: skip
+        self._troubles: Counter[str] = Counter(orders_denied=0, log_troubles=0)
         self._server = ""
         self._final_ads = None if pool.history_dir is None else HistoryDir(pool.history_dir)
+        self._log: EventLog | None = None
         self._log_trouble = ""
         self._log_is_informed = False
         """Each event comes with the job's attributes, sooner or later; else they have to be asked for."""
@@ -121,17 +117,19 @@ class CondorQueue(Executor):
     async def start(self) -> None:
         self._server = await self._threads.run(self._rooms.open)
         self._preparer.is_of(self._server)
+        try:
+            await self._accounts.open()
+        except InvalidConfig:
+            await self.stop()
+            raise
         # from here on: what happened before stands in queue and history, where recorded jobs are looked for
         if self.event_log is not None:
-            self._background.go(self._follow(EventLog(self.event_log, at_end=True)))
+            self._log = EventLog(self.event_log, at_end=True)
+            self._background.go(self._follow(self._log))
         if self._final_ads is not None:
             self._background.go(self._follow_history(self._final_ads))
-        orders = self._orders
-        for loop in (self._submitter.run(), orders.run_releases(), orders.run_removals(), self._looker.run()):
-            self._background.go(loop)
+        self._background.go(self._looker.run())
         self._background.go(self._looker.run_expected())
-        with suppress(Unavailable):  # it is said in `condition`; jobs wait
-            await self._accounts.condor(next(iter(self._accounts.identities()))).ping()
 
     async def stop(self) -> None:
         self._stopping = True
@@ -149,38 +147,52 @@ class CondorQueue(Executor):
                 ended = [tracked.finished] if tracked.finished else []
                 self._background.report(self._register.accepted(tracked), *ended)
             else:
-                self._submitter.take(attempt)
+                self._submitter(self._accounts.identity(attempt.action.namespace)).take(attempt)
 
     def release(self, handles: Sequence[str]) -> None:
         for tracked in map(self._register.by_handle, handles):
             if tracked is not None and tracked.stage is Stage.HELD:
-                self._orders.release(tracked.id)
+                self._orders_of(tracked.identity).release(tracked.id)
 
     def cancel(self, activations: Mapping[str, str | None]) -> None:
         register = self._register
         for activation, handle in activations.items():
             if handle is None:
-                self._submitter.cancel(activation)
+                for submitter in self._submitters.values():
+                    submitter.cancel(activation)
             for tracked in [t for t in register.jobs.values() if t.job.activation == activation]:
                 if handle in (None, register.handle(tracked.id)) and not tracked.is_over:
                     self._take_away(tracked, jobs.Ending(cancelled=True), "cancelled")
-            if handle is not None and (id := register.id(handle)) is not None and id not in register.jobs:
-                self._orders.remove(id, "never recorded")  # an orphan
+            if handle is not None and (id := register.id(handle)) in self._looker.strays and id not in register.jobs:
+                self._orders_of(self._looker.strays[id]).remove(id, "never recorded")
 
     async def find(self, recorded: Sequence[Recorded]) -> dict[str, Found]:
-        """Every recorded job is found: what became of it is looked for beside, and reported."""
+        """Every recorded job is found: what became of it is looked for beside, and reported. Raises InvalidConfig if
+        one is another schedd's by its handle."""
         found: dict[str, Found] = {}
         for each in recorded:
-            id = None if each.handle is None else self._register.id(each.handle)
-            if id is None:
+            if each.handle is None:
                 continue
-            self._accounts.has_jobs(each.namespace)
+            id = self._register.id(each.handle)
+            if id is None:
+                await self._threads.run(self._refuse, each)
+                continue
             if id not in self._register.jobs:
                 job = await self._threads.run(self._rooms.job, each.activation, each.attempt, each.namespace)
                 self._track(Tracked(job, id, self._accounts.identity(each.namespace)))
                 self._looker.look_for([id])
             found[each.activation] = Found(activation=each.activation, handle=each.handle, running=True)
         return found
+
+    def _refuse(self, foreign: Recorded) -> None:
+        """In a thread: a job that we would look for in the wrong place. Raises InvalidConfig, unless its room is gone:
+        then it is lost."""
+        if self._rooms.has(foreign.activation, foreign.attempt):
+            raise InvalidConfig(
+                f"pool '{self._name}': activation {foreign.activation} waits for job {foreign.handle}, and jobs are"
+                f" called {self._register.handle('…')} here: put pools.{self._name}.schedd back to what it was until it"
+                f" has ended; {self._accounts.given_up()}"
+            )
 
     def forget(self, handles: Sequence[str]) -> None:
         gone = [t for t in map(self._register.by_handle, handles) if t is not None and t.stage is Stage.ENDED]
@@ -201,19 +213,16 @@ class CondorQueue(Executor):
             await self._audit()
         if self._own_log is not None:
             await self._threads.run(self._rooms.rotate, self._own_log)
-        if not self._looker.suspects or self._submitter.pending:
+        if not self._looker.suspects:
             return {}
-        found = await self._looker.orphans(self._server)
-        if self._submitter.pending:  # one of them may be a job whose number we are about to hear
-            self._suspect()
-            return {}
+        found = await self._looker.orphans(self._server, self._sending)
         return {activation: self._register.handle(id) for activation, id in found.items()}
 
     async def _audit(self) -> None:
         known = self._register.jobs.values()
         doubtful = [t for t in known if t.stage is Stage.RELEASED or t.removed_for is not None]
         self._looker.audit(t.id for t in doubtful if not t.is_over)
-        kept = {*self._register.attempts, *self._submitter.pending}
+        kept = {*self._register.attempts, *self._pending()}
         await self._threads.run(self._rooms.clear_left, kept, ROOMS_KEPT_S)
 
     def noticed(self, activation: str, attempt: int) -> bool:
@@ -233,14 +242,16 @@ class CondorQueue(Executor):
         if self._log_trouble:
             troubles.add(self._log_trouble)
         stages = Counter(t.stage for t in self._register.jobs.values())
-        waiting = len(self._submitter.pending)
+        waiting = len(self._pending())
         line = f"{stages[Stage.HELD]} jobs held, {stages[Stage.RELEASED]} released, {waiting} to be submitted"
         return not troubles, "; ".join(troubles) or line
 
     def counts(self) -> Mapping[str, int]:
         """How often schedds were asked, by what; and how many ends the audit has found, which nobody had told."""
-        counts = self._accounts.calls()
-        counts["missed_ends"] = self._looker.missed
+        counts = Counter({**self._accounts.calls(), **self._looker.counts, **self._troubles})
+        if self._log is not None:
+            counts["log_garbage"] = self._log.counts.garbage
+            counts["log_truncations"] = self._log.counts.truncations
         return counts
 
     def reports(self) -> AsyncIterator[list[Report]]:
@@ -259,7 +270,8 @@ class CondorQueue(Executor):
         self._looker.suspects = True
 
     def _may_order(self) -> None:
-        self._orders.wake()
+        for orders in self._orders.values():
+            orders.wake()
 
     def _released(self, id: str) -> None:
         if (tracked := self._register.jobs.get(id)) is not None:
@@ -267,11 +279,46 @@ class CondorQueue(Executor):
             if tracked.stage is Stage.HELD:
                 tracked.stage = Stage.RELEASED
 
+    def _denied(self, id: str, why: str) -> None:
+        """It stays in the queue as it is, and is waited for no longer."""
+        self._troubles["orders_denied"] += 1
+        if (tracked := self._register.jobs.get(id)) is not None:
+            self._ended(tracked, _now(), {}, jobs.Ending(refused=f"job {id} can't be {why}"))
+        else:
+            self._looker.given_up.add(id)
+
     def _take_away(self, tracked: Tracked, why: jobs.Ending, reason: str) -> None:
         if self.event_log is None and tracked.removed_for is None:  # nobody will say that it is gone
             self._looker.expect(tracked.id)
         tracked.removed_for = tracked.removed_for or why
-        self._orders.remove(tracked.id, reason)
+        self._orders_of(tracked.identity).remove(tracked.id, reason)
+
+    # in each identity's name
+
+    def _submitter(self, identity: str) -> Submitter:
+        if identity not in self._submitters:
+            submitter = self._submitters[identity] = Submitter(
+                self._name, identity, self._accounts, self._preparer, self._threads,
+                accepted=self._accepted, refused=self._background.report, unsure=self._suspect,
+            )  # fmt: skip
+            self._background.go(submitter.run())
+        return self._submitters[identity]
+
+    def _orders_of(self, identity: str) -> Orders:
+        if identity not in self._orders:
+            orders = self._orders[identity] = Orders(
+                self._name, self._accounts.condor(identity) if self._accounts.may_ask(identity) else None,
+                doubtful=self._looker.is_doubtful, released=self._released, denied=self._denied,
+            )  # fmt: skip
+            self._background.go(orders.run_releases())
+            self._background.go(orders.run_removals())
+        return self._orders[identity]
+
+    def _pending(self) -> set[tuple[str, int]]:
+        return {key for submitter in self._submitters.values() for key in submitter.pending}
+
+    def _sending(self) -> set[str]:
+        return {activation for submitter in self._submitters.values() for activation in submitter.sending}
 
     # what the log pushes
 
@@ -288,6 +335,7 @@ class CondorQueue(Executor):
                         elif event.attributes.get(description.SERVER) == self._server:
                             self._looker.suspects |= _comes_again(event)
             except Unavailable as e:
+                self._troubles["log_troubles"] += 1
                 self._log_trouble = str(e)
                 _log.error("pool %s: %s", self._name, e)
                 await asyncio.sleep(AGAIN_S)
@@ -309,6 +357,7 @@ class CondorQueue(Executor):
                             self._left_for_good(tracked, ad)
                     await outbox.delete(ad for ad in ads if ad.file not in ours)
             except Unavailable as e:
+                self._troubles["log_troubles"] += 1
                 _log.error("pool %s: %s", self._name, e)
                 await asyncio.sleep(AGAIN_S)
 
@@ -365,13 +414,13 @@ class CondorQueue(Executor):
 
     def _let_go(self, tracked: Tracked) -> None:
         if tracked.stage is Stage.RELEASED and not self._stopping:
-            self._orders.release(tracked.id)
+            self._orders_of(tracked.identity).release(tracked.id)
 
     def _ended(self, tracked: Tracked, time_ms: int, facts: Mapping[str, Any], ending: jobs.Ending) -> None:
         if tracked.is_over:
             return
         tracked.stage = Stage.ENDING
-        self._orders.withdraw(tracked.id)
+        self._orders_of(tracked.identity).withdraw(tracked.id)
         self._looker.settle(tracked.id)
         if ending.exit_code is None and ending.signal is None and tracked.removed_for is not None:
             ending = tracked.removed_for
@@ -410,10 +459,10 @@ class CondorQueue(Executor):
         if status == endings.HELD and code == description.SUBMITTED_HELD:
             if tracked.stage is Stage.RELEASED and tracked.removed_for is None:  # the schedd was killed at that moment
                 tracked.stage = Stage.HELD
-                self._orders.release(tracked.id)
+                self._orders_of(tracked.identity).release(tracked.id)
             return
         tracked.stage = Stage.RELEASED
-        self._orders.withdraw_release(tracked.id)
+        self._orders_of(tracked.identity).withdraw_release(tracked.id)
         if status == endings.RUNNING:
             self._runs(tracked, endings.started_ms(ad), ad)
         elif status == endings.HELD:

@@ -1,5 +1,8 @@
 """What the queue has on the access point: a room for each job, the codes, and a number of its own.
 
+    server             the number that jobs of this server have
+    schedd             what the schedd that has them calls itself
+    namespace          the one that has jobs, where there are no tokens
     identities/        the helpers' locks and tokens
     code/<digest>/     an archive, unpacked; read by all jobs of that code
                        (and our wrapper, for jobs that report their own ends)
@@ -8,6 +11,7 @@
     rooms/<activation>.<attempt>/
         params.json    transferred in
         .eventmill-end.json  transferred in: where to report the end, and the right to do so
+        inputs/        files of the namespace's results that it reads
         scratch/       what the job leaves arrives here
         stdout, stderr
 
@@ -38,7 +42,7 @@ from eventmill.errors import InvalidInput, Unavailable
 from eventmill.executors import archive, jobs
 from eventmill.executors.base import CodeSource
 from eventmill.executors.delivery import LOG_TAIL_BYTES
-from eventmill.executors.htcondor import description
+from eventmill.executors.htcondor import description, inputs
 from eventmill.executors.htcondor.endings import Policy, Release
 from eventmill.executors.htcondor.wrapper import ORDER_FILE
 from eventmill.executors.jobs import PARAMS_FILE, RESULT_FILE, JobArchive
@@ -121,12 +125,38 @@ class Rooms:
             self.close()
             raise Unavailable(f"another server uses the job directory {self._root}") from None
         self._drop_codes()
-        number = self._root / "server"
-        if not number.exists():
-            part = number.with_suffix(".part")
-            part.write_text(secrets.token_hex(8))
-            part.rename(number)
-        return number.read_text()
+        if not self.recall("server"):
+            self.remember("server", secrets.token_hex(8))
+        return self.recall("server")
+
+    @property
+    def place(self) -> Path:
+        """The directory of all rooms."""
+        return self._place / "rooms"
+
+    def is_empty(self) -> bool:
+        """Whether there is no job, as far as rooms tell."""
+        return not any(self.place.iterdir())
+
+    def has(self, activation: str, attempt: int) -> bool:
+        return self._path(activation, attempt).exists()
+
+    def recall(self, name: str) -> str:
+        """What `remember` has written; empty if it has not."""
+        file = self._root / name
+        return file.read_text() if file.exists() else ""
+
+    def remember(self, name: str, text: str) -> None:
+        """Keep a line, durably, until it is replaced."""
+        part = self._root / f"{name}.part"
+        with part.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(self._root / name)
+        directory = os.open(self._root, os.O_RDONLY)
+        os.fsync(directory)
+        os.close(directory)
 
     def close(self) -> None:
         if self._lock is not None:
@@ -137,11 +167,10 @@ class Rooms:
         return self._path(job.activation, job.attempt)
 
     def _path(self, activation: str, attempt: int) -> Path:
-        return self._place / "rooms" / f"{activation}.{attempt}"
+        return self.place / f"{activation}.{attempt}"
 
-    def furnish(self, job: Job, params: bytes, owner: str = "", order: bytes | None = None) -> Path:
-        """Make the room of a job that is about to be submitted, for the account of its owner. `order`: what its wrapper
-        is told. Raises InvalidInput if there is no account of this name."""
+    def furnish(self, job: Job, params: bytes, order: bytes | None = None) -> Path:
+        """Make the room of a job that is about to be submitted. `order`: what its wrapper is told."""
         room = self.room(job)
         if self._shared:
             shutil.rmtree(room, ignore_errors=True)  # it may have been somebody's already
@@ -151,9 +180,17 @@ class Rooms:
                 file.write(order)
         if not job.is_plain:
             self._facts(job.activation, job.attempt).write_bytes(job.to_json())
-        if self._shared:
-            _give(room, _account(owner))
         return room
+
+    def take_in(self, job: Job, files: description.Sources, results: Path) -> description.Sources:
+        """The same files, those below `results` in the furnished room. Raises InvalidDescription."""
+        return inputs.take_in(files, self.room(job), Path(os.path.realpath(results)), copies=self._shared)
+
+    def hand_over(self, job: Job, owner: str) -> None:
+        """The room is ready, and its job's owner's, where that matters. Raises InvalidInput if there is no account of
+        this name."""
+        if self._shared:
+            _give(self.room(job), _account(owner))
 
     def _facts(self, activation: str, attempt: int) -> Path:
         """Not in the room, which may be another account's."""
@@ -191,7 +228,7 @@ class Rooms:
         job's end had been recorded, or before it was submitted."""
         names = {f"{activation}.{attempt}" for activation, attempt in kept}
         before = time.time() - after_s
-        for entry in os.scandir(self._place / "rooms"):
+        for entry in os.scandir(self.place):
             with suppress(FileNotFoundError):  # it is being cleared
                 if entry.name not in names and entry.stat(follow_symlinks=False).st_mtime < before:
                     shutil.rmtree(entry.path, ignore_errors=True)
@@ -238,7 +275,7 @@ class Rooms:
         return path
 
     def _drop_codes(self) -> None:
-        if not any((self._place / "rooms").iterdir()):
+        if self.is_empty():
             for entry in (self._place / "code").iterdir():
                 shutil.rmtree(entry, ignore_errors=True)
 

@@ -1,7 +1,9 @@
-"""What is to be submitted, until the schedd has it: gathered into few calls, prepared ahead, refused one by one.
+"""What is to be submitted in one identity's name, until the schedd has it: gathered into few calls, prepared ahead,
+refused one by one.
 
 Owns the attempts that no job is known for yet. What it submits is held. A submit of which nobody knows whether it was
-done is done again, and the first one's jobs are orphans. Belongs to the event loop; rooms are made in a thread.
+done is done again, and the first one's jobs are orphans. Identities wait for nobody but themselves. Belongs to the
+event loop; rooms are made in a thread.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import orjson
 
@@ -18,7 +21,9 @@ from eventmill.errors import EventmillError, InvalidInput, Unavailable
 from eventmill.executors.background import Threads
 from eventmill.executors.base import Attempt, Finished
 from eventmill.executors.htcondor import description
-from eventmill.executors.htcondor.accounts import AGAIN_S, Accounts
+from eventmill.executors.htcondor.accounts import Accounts
+from eventmill.executors.htcondor.agenda import AGAIN_MAX_S, AGAIN_S
+from eventmill.executors.htcondor.client import TooMany
 from eventmill.executors.htcondor.preparing import Prepared, Preparer
 from eventmill.executors.htcondor.tracked import Tracked
 from eventmill.points import reached
@@ -30,36 +35,46 @@ Key = tuple[str, int]
 
 
 class Submitter:
-    """`accepted(tracked, cancelled)`: a job is in the queue, held; it may have been cancelled meanwhile.
-    `refused(finished)`: there will be none. `unsure()`: nobody knows what the schedd has done."""
+    """`name`: the pool's. `accepted(tracked, cancelled)`: a job is in the queue, held; it may have been cancelled
+    meanwhile. `refused(finished)`: there will be none. `unsure()`: nobody knows what the schedd has done."""
 
     def __init__(
         self,
         name: str,
+        identity: str,
         accounts: Accounts,
         preparer: Preparer,
         threads: Threads,
         *,
-        owners_matter: bool,
         accepted: Callable[[Tracked, bool], None],
         refused: Callable[[Finished], None],
         unsure: Callable[[], None],
     ) -> None:
         self._name = name
+        self._identity = identity
         self._accounts = accounts
         self._preparer = preparer
         self._threads = threads
-        self._owners_matter = owners_matter
         self._accepted = accepted
         self._refused = refused
         self._unsure = unsure
         self.pending: dict[Key, Attempt] = {}
         """To be submitted; those that are on their way among them."""
+        self.sending: frozenset[str] = frozenset()
+        """Activations of the call that is on its way: their jobs may be in the queue already."""
         self._queue: list[Key] = []
-        """Those of them that have no room yet, in the order in which they came."""
+        """Those that have no room yet, in the order in which they came."""
+        self._ready: list[Prepared] = []
         self._dropped: set[Key] = set()
         """Cancelled before they were submitted."""
+        self._most = description.JOBS_PER_CLUSTER
+        """So many at once, as far as the schedd has ever taken."""
+        self._size = self._most
+        """So many at once now: less when it is full."""
+        self._pause_s = 0.0
+        self._said = ""
         self._work = asyncio.Event()
+        self._hurry = asyncio.Event()
 
     def take(self, attempt: Attempt) -> None:
         key = attempt.activation, attempt.number
@@ -70,53 +85,57 @@ class Submitter:
 
     def cancel(self, activation: str) -> None:
         """Don't submit it; if that is under way already, it is said with `accepted`."""
-        self._dropped.update(key for key in self.pending if key[0] == activation)
+        if keys := [key for key in self.pending if key[0] == activation]:
+            self._dropped.update(keys)
+            self._hurry.set()
 
     async def run(self) -> None:
         """One call after the other: what comes while one is on its way goes together in the next, whose rooms are made
         meanwhile."""
-        ahead: asyncio.Task[list[Prepared]] | None = None
-        try:
-            while True:
-                group = await (ahead or self._prepare_next())
-                ahead = asyncio.ensure_future(self._prepare_next()) if self._queue else None
-                while group := await self._submit(group):  # noqa: ASYNC110 (the schedd is away)
-                    await asyncio.sleep(AGAIN_S)
-        finally:
-            if ahead is not None:
-                ahead.cancel()
+        while True:
+            if not (self._ready or self._queue):
+                self._work.clear()
+                await self._work.wait()
+            await asyncio.gather(self._submit_next(), self._prepare_next())
+            if self._pause_s:
+                self._hurry.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._pause_s):
+                        await self._hurry.wait()
 
-    async def _prepare_next(self) -> list[Prepared]:
-        """Wait until something is to be submitted; rooms and commands of the next."""
-        while not self._queue:
-            self._work.clear()
-            await self._work.wait()
-        keys, self._queue = (
-            self._queue[: description.JOBS_PER_CLUSTER],
-            self._queue[description.JOBS_PER_CLUSTER :],
-        )
-        if self._owners_matter:
-            await self._accounts.know_owners(
-                {self._accounts.identity(self.pending[key].action.namespace) for key in keys}
-            )
+    async def _prepare_next(self) -> None:
+        """Rooms and commands of the next."""
+        most = description.JOBS_PER_CLUSTER
+        if not self._queue or len(self._ready) >= most:
+            return
+        keys, self._queue = self._queue[:most], self._queue[most:]
+        await self._accounts.settle(self._identity, [self.pending[key].action.namespace for key in keys])
         outcomes = await self._threads.run(self._preparer.prepare, [self.pending[key] for key in keys])
         for key, outcome in zip(keys, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 self._refuse(key, outcome)
-        return [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
+            else:
+                self._ready.append(outcome)
+
+    async def _submit_next(self) -> None:
+        """Submit some. What the schedd could not take now comes after the others, which may have less against them."""
+        group, self._ready = self._ready[: self._size], self._ready[self._size :]
+        if not group:
+            self._pause_s = 0.0
+            return
+        size = self._size
+        left = await self._submit(group)
+        self._ready += left
+        if len(left) < len(group) or self._size < size:
+            self._pause_s = 0.0
 
     async def _submit(self, group: Sequence[Prepared]) -> list[Prepared]:
         """Submit these; what the schedd could not take now."""
         reached("furnished")
         left: list[Prepared] = []
-        identities: dict[str, list[Prepared]] = {}
-        for each in group:
-            if not self._is_dropped(each.attempt):
-                identities.setdefault(self._accounts.identity(each.job.namespace), []).append(each)
-        for identity, some in identities.items():
-            for cluster in description.clusters([each.commands for each in some]):
-                members = [some[index] for index in cluster.jobs]
-                left += await self._submit_cluster(identity, cluster, members)
+        some = [each for each in group if not self._is_dropped(each.attempt)]
+        for cluster in description.clusters([each.commands for each in some]):
+            left += await self._submit_cluster(cluster, [some[index] for index in cluster.jobs])
         return left
 
     def _is_dropped(self, attempt: Attempt) -> bool:
@@ -129,30 +148,55 @@ class Submitter:
         self._refused(_unsubmitted(attempt, "cancelled", Status.APPLICATION_ERROR, final=True))
         return True
 
-    async def _submit_cluster(
-        self, identity: str, cluster: description.Cluster, members: list[Prepared]
-    ) -> list[Prepared]:
+    async def _submit_cluster(self, cluster: description.Cluster, members: list[Prepared]) -> list[Prepared]:
         """One call; those that the schedd could not take now."""
+        self.sending = frozenset(each.attempt.activation for each in members)
         try:
-            ids = await self._accounts.condor(identity).submit(cluster.commands, cluster.items)
+            ids = await self._accounts.condor(self._identity).submit(cluster.commands, cluster.items)
         except InvalidInput as e:
             if len(members) > 1:  # one of them is refused: which one, the halves tell
                 half = len(members) // 2
                 return [*await self._submit(members[:half]), *await self._submit(members[half:])]
             self._refuse((members[0].attempt.activation, members[0].attempt.number), e)
             return []
+        except TooMany as e:
+            self._shrink(len(members), e)
+            return members
         except Unavailable as e:
             self._unsure()
-            _log.error("pool %s: %d jobs wait: %s", self._name, len(self.pending), e)
+            self._pause_s = min(self._pause_s * 2 or AGAIN_S, AGAIN_MAX_S)
+            self._say(e)
             return members
+        finally:
+            self.sending = frozenset()
         reached("submitted")
+        self._said = ""
+        self._size = min(max(self._size, 2 * len(members)), self._most)
         for id, each in zip(ids, members, strict=True):
-            key = each.attempt.activation, each.attempt.number
-            del self.pending[key]
-            cancelled = key in self._dropped
-            self._dropped.discard(key)
-            self._accepted(Tracked(each.job, id, identity), cancelled)
+            self._submitted(id, each)
         return []
+
+    def _submitted(self, id: str, prepared: Prepared) -> None:
+        key = prepared.attempt.activation, prepared.attempt.number
+        del self.pending[key]
+        cancelled = key in self._dropped
+        self._dropped.discard(key)
+        self._accepted(Tracked(prepared.job, id, self._identity), cancelled)
+
+    def _shrink(self, refused: int, why: TooMany) -> None:
+        """The schedd takes fewer than these, ever, or now."""
+        self._size = min(self._size, max(1, refused // 2))
+        if why.at_once:
+            self._most = self._size
+        if refused == 1:
+            self._pause_s = AGAIN_S
+            self._say(why)
+
+    def _say(self, why: Unavailable) -> None:
+        if str(why) != self._said:
+            whose = f" of namespace '{self._identity}'" if self._identity else ""
+            _log.error("pool %s: %d jobs%s wait: %s", self._name, len(self.pending), whose, why)
+        self._said = str(why)
 
     def _refuse(self, key: Key, why: Exception) -> None:
         attempt = self.pending.pop(key)
