@@ -169,6 +169,9 @@ function setEnvironment(given) {
   }
 }
 
+// Else what is printed while a pipe is full stays in memory: it would be lost at an exit, or come with the next call.
+for (const stream of [process.stdout, process.stderr]) stream._handle?.setBlocking?.(true);
+
 let action = null;
 
 async function hear(text) {

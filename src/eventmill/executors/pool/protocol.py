@@ -117,7 +117,9 @@ def parse_run(payload: bytes) -> Call:
     for size in sizes:
         names.append(payload[start : start + size].decode(errors="replace"))
         start += size
-    return Call(sequence, deadline_ms, *names, payload[start:])
+    activation, transaction, traceparent, namespace, api_key = names
+    params = payload[start:]
+    return Call(sequence, deadline_ms, activation, transaction, traceparent, namespace, api_key, params)
 
 
 Done = tuple[int, int, float, int, float, int]
