@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from eventmill.config import Pool as PoolSettings
 from eventmill.entities import Action, Limits
 from eventmill.executors import Executor
 from eventmill.executors.htcondor import CondorQueue
+from eventmill.executors.openwhisk import Client, OpenWhisk
 from eventmill.executors.pool import Pool
 from tests.executors.local_jobs import make_queue, script
 from tests.htcondor.pool import CPUS, CondorPool
@@ -74,6 +76,21 @@ class PoolSubject(Subject):
 
     def failing(self) -> Action:
         return self._action("failing")
+
+
+class OpenWhiskSubject(PoolSubject):
+    """The same functions, run by whoever speaks OpenWhisk's API at `url`."""
+
+    def __init__(self, url: str, key: str) -> None:
+        self._url, self._key = url, key
+
+    def make(self, state_dir: Path, *, width: int = 2) -> OpenWhisk:
+        client = Client(self._url, self._key, verify=True, connections_max=width)
+        return OpenWhisk(lambda digest: _FUNCTIONS[digest].encode(), client, connections_max=width)
+
+    def _action(self, name: str) -> Action:
+        limits = Limits(timeout_ms=5_000, memory_mb=128)  # it ends what a test leaves behind
+        return replace(super()._action(name), limits=limits)
 
 
 class LocalSubject(Subject):

@@ -16,13 +16,22 @@ import uvloop
 from eventmill.entities import Status
 from eventmill.executors import Accepted, Attempt, Finished, Recorded, Started
 from tests.executors.driving import TIMEOUT_S, Driver, attempt, driving
-from tests.executors.subjects import SUBJECTS, CondorSubject, Subject
+from tests.executors.subjects import SUBJECTS, CondorSubject, OpenWhiskSubject, Subject
 
 
-@pytest.fixture(params=[*SUBJECTS, pytest.param("condor", marks=pytest.mark.slow)])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("condor", "openwhisk", "eventmill")]
+
+
+@pytest.fixture(params=[*SUBJECTS, *SLOW])
 def subject(request: pytest.FixtureRequest) -> Subject:
-    if request.param == "condor":
-        return CondorSubject(request.getfixturevalue("condor"))
+    match request.param:
+        case "condor":
+            return CondorSubject(request.getfixturevalue("condor"))
+        case "openwhisk":  # a real one
+            server = request.getfixturevalue("openwhisk")
+            return OpenWhiskSubject(server.url, server.keys["guest"])
+        case "eventmill":  # our own server, over HTTP
+            return OpenWhiskSubject(*request.getfixturevalue("eventmill"))
     return SUBJECTS[request.param]
 
 
