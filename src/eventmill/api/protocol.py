@@ -54,8 +54,10 @@ class Bounded(HttpToolsProtocol):
         self._send_refusal(400, "Bad Request", "This is not HTTP as it should be.")
 
     def _send_refusal(self, status: int, phrase: str, why: str) -> None:
-        """Answer, unless another answer is being sent, and close."""
-        if self.cycle is None or self.cycle.response_complete:
+        """Answer, unless another answer is being sent or has to come first, and close."""
+        if self.cycle is None or self.cycle.response_complete or not (self.cycle.response_started or self.pipeline):
+            if self.cycle is not None:
+                self.cycle.disconnected = True  # what it would still say is too late
             body = orjson.dumps({"error": why, "code": os.urandom(16).hex()})
             head = (
                 f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"

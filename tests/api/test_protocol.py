@@ -1,0 +1,179 @@
+"""What a connection may bring before anybody has looked at it: heads, trailers and frames that are not as they should
+be."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import pytest
+
+from eventmill.api.protocol import HEAD_BYTES_MAX
+from tests.api.conftest import Caller, Running
+
+ACTIONS = "/api/v1/namespaces/_/actions"
+READ_BYTES = 256 << 10
+"""What one read of a connection may bring."""
+
+
+class Connection:
+    def __init__(self, raw: socket.socket) -> None:
+        self._raw = raw
+
+    def send(self, data: bytes) -> None:
+        self._raw.sendall(data)
+
+    def answer(self) -> tuple[int, bytes]:
+        """(status, body) of the answer that comes. Without a Content-Length nothing has a body here."""
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            byte = self._raw.recv(1)
+            assert byte, f"closed after {head!r}"
+            head += byte
+        lines = head.decode("latin-1").lower().split("\r\n")
+        length = sum(int(line.partition(":")[2]) for line in lines if line.startswith("content-length:"))
+        body = b""
+        while len(body) < length:
+            body += self._raw.recv(length - len(body))
+        return int(lines[0].split()[1]), body
+
+    def is_refused(self, status: int) -> bool:
+        """Whether the answer has this status. A connection that is reset may have swallowed it."""
+        try:
+            return self.answer()[0] == status
+        except ConnectionError:
+            return True
+
+    def is_closed(self) -> bool:
+        try:
+            return self._raw.recv(1) == b""
+        except ConnectionError:
+            return True
+
+
+@contextmanager
+def connected(server: Running) -> Iterator[Connection]:
+    parts = urlsplit(server.url)
+    with socket.create_connection((parts.hostname, parts.port or 0), timeout=10) as raw:
+        yield Connection(raw)
+
+
+def head(caller: Caller, request: str, *lines: str) -> bytes:
+    key = base64.b64encode(caller.key.encode()).decode()
+    return "\r\n".join(
+        [f"{request} HTTP/1.1", "Host: localhost", f"Authorization: Basic {key}", *lines, "", ""]
+    ).encode()
+
+
+def refusal(answer: tuple[int, bytes]) -> tuple[int, str]:
+    status, body = answer
+    document = json.loads(body)
+    assert set(document) == {"error", "code"}
+    return status, document["error"]
+
+
+@pytest.mark.parametrize(
+    ("request_line", "lines"),
+    [
+        (f"FOO {ACTIONS}", []),
+        ("CONNECT localhost:80", []),
+        ("GET *", []),
+        ("GET no/slash", []),
+        ("GET /a b", []),
+        (f"POST {ACTIONS}/x", ["Content-Length: 2", "Content-Length: 3"]),
+        (f"POST {ACTIONS}/x", ["Content-Length: -2"]),
+        (f"POST {ACTIONS}/x", ["Content-Length: 2", "Transfer-Encoding: chunked"]),
+        (f"POST {ACTIONS}/x", ["Transfer-Encoding: chunked, identity"]),
+        (f"GET {ACTIONS}", ["X-A : b"]),
+        (f"GET {ACTIONS}", ["X\x00A: b"]),
+        (f"GET {ACTIONS}", ["X-A: a\x00b"]),
+        (f"GET {ACTIONS}", ["X-A: a", " folded"]),
+        (f"GET {ACTIONS}", ["no colon"]),
+    ],
+)
+def test_what_is_not_http_is_refused_and_closed(
+    server: Running, caller: Caller, request_line: str, lines: list[str]
+) -> None:
+    with connected(server) as connection:
+        connection.send(head(caller, request_line, *lines) + b"{}")
+        status, text = refusal(connection.answer())
+        assert (status, text) == (400, "This is not HTTP as it should be.")
+        assert connection.is_closed()
+    assert caller.get(ACTIONS).status_code == 200
+
+
+def test_chunks_that_are_none(server: Running, caller: Caller) -> None:
+    with connected(server) as connection:
+        lines = ("Content-Type: application/json", "Transfer-Encoding: chunked")
+        connection.send(head(caller, f"POST {ACTIONS}/x", *lines) + b"zz\r\n")
+        assert connection.answer()[0] == 400
+        assert connection.is_closed()
+    assert caller.get(ACTIONS).status_code == 200
+
+
+def test_long_uris(server: Running, caller: Caller) -> None:
+    limit = 8192
+    for path in (ACTIONS + "/x?", "/api/v1/web/ns/default/x?", "/healthz?", "/events?"):
+        answer = caller.get(path + "a" * (limit - len(path) + 2))
+        assert (answer.status_code, set(answer.json())) == (414, {"error", "code"})
+        assert answer.json()["error"] == f"URI length exceeds the configured limit of {limit} characters"
+    path = ACTIONS + "?"
+    assert caller.get(path + "a" * (limit - len(path) + 1)).status_code == 200
+
+
+def test_headers_that_are_too_many(server: Running, caller: Caller) -> None:
+    ok = [("x-a", "a" * 1000)] * 60
+    assert caller.get(ACTIONS, headers=ok).status_code == 200
+    answer = caller.get(ACTIONS, headers=ok + ok)
+    assert refusal((answer.status_code, answer.content)) == (431, f"more than {HEAD_BYTES_MAX} bytes of headers")
+
+
+@pytest.mark.parametrize("endless", [b"GET /" + b"a" * 64, b"GET / HTTP/1.1\r\nX-A: ", b"GET / HTTP/1.1\r\nA: b\r\n"])
+def test_a_head_without_an_end_is_not_kept(server: Running, endless: bytes) -> None:
+    more = b"A: b\r\n" * 1000 if endless.endswith(b"\r\n") else b"a" * 6000
+    with connected(server) as connection:
+        connection.send(endless)
+        with contextlib.suppress(ConnectionError):
+            for _ in range((HEAD_BYTES_MAX + 2 * READ_BYTES) // len(more)):
+                connection.send(more)
+        assert connection.is_refused(431)
+
+
+def test_trailers_are_left_out_and_bounded(server: Running, caller: Caller) -> None:
+    lines = ("Content-Type: application/json", "Transfer-Encoding: chunked")
+    opened = head(caller, f"PUT {ACTIONS}/trailing", *lines) + b"2\r\n{}\r\n0\r\n"
+    with connected(server) as connection:
+        connection.send(opened + b"X-A: b\r\nHost: evil.example\r\n\r\n")
+        assert connection.answer()[0] == 400  # no exec: it was read to its end
+        connection.send(head(caller, f"GET {ACTIONS}"))
+        assert connection.answer()[0] == 200
+    with connected(server) as connection:
+        with contextlib.suppress(ConnectionError):
+            connection.send(opened + (b"X-A: " + b"b" * 6000 + b"\r\n") * ((HEAD_BYTES_MAX + 2 * READ_BYTES) // 6000))
+        assert connection.is_refused(431)
+    assert caller.get(ACTIONS).status_code == 200
+
+
+def test_requests_one_behind_the_other_are_all_answered(server: Running, caller: Caller) -> None:
+    """Large ones, too: only what belongs to no request that is under way counts as a head."""
+    body = json.dumps({"parameters": [{"key": "p", "value": "a" * 200_000}]}).encode()
+    put = head(
+        caller, f"PUT {ACTIONS.replace('actions', 'packages')}/piped?overwrite=true",
+        "Content-Type: application/json", f"Content-Length: {len(body)}",
+    )  # fmt: skip
+    with connected(server) as connection:
+        connection.send((put + body) * 4 + head(caller, f"GET {ACTIONS}"))
+        assert [connection.answer()[0] for _ in range(5)] == [200] * 5
+
+
+def test_an_upgrade_is_not_taken_up(server: Running, caller: Caller) -> None:
+    with connected(server) as connection:
+        connection.send(
+            head(caller, f"GET {ACTIONS}", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: a")
+        )
+        assert connection.answer()[0] == 200
