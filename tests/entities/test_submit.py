@@ -341,6 +341,7 @@ PATHS = [
     ('transfer_output_remaps = "a = $(x)"', "b; c = /etc/passwd", "can't contain any of"),
     ('transfer_output_remaps = "a = $(x)"', "/etc/passwd", "outside of the directories"),
     ("requirements = Name == $(x)", "undefined || true", "must stand inside double quotes"),
+    ('requirements = Name == "$(x)" && Arch == "y"', "a\\", "has a backslash"),
     ("batch_name = $(x)", 'a" b', "can't contain double quotes"),
 ]
 
@@ -351,8 +352,8 @@ def test_data_do_not_leave_their_directory(command: str, value: str, message: st
 
 
 def test_expressions_quote_data() -> None:
-    job = bound('+Note = "see $(x)"\nrequirements = Disk > $(n)', {"x": 'a" || true || "\\', "n": 3})
-    assert job.other == {"My.Note": '"see a\\" || true || \\"\\\\"', "requirements": "Disk > 3"}
+    job = bound('+Note = "see $(x)"\nrequirements = Disk > $(n)', {"x": 'a" || true || "', "n": 3})
+    assert job.other == {"My.Note": '"see a\\" || true || \\""', "requirements": "Disk > 3"}
 
 
 @pytest.mark.parametrize("program", ["/bin/sh", "/usr/bin/env python3", "/usr/bin/python3.11", "/usr/bin/env A=1 bash"])

@@ -128,7 +128,7 @@ def _activation_head(row: Activation, action: Action | None) -> Document:
     document: Document = {
         "namespace": row.namespace,
         "name": names.split(row.action)[1],
-        "version": action.version if action is not None else "0.0.1",
+        "version": action.version if action is not None else (row.usage or {}).get("version", "0.0.1"),
         "activationId": row.id,
         "publish": False,
         "annotations": _activation_annotations(row, action),

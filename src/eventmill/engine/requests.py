@@ -78,7 +78,7 @@ def fire(turn: Turn, qualified: str, payload: bytes, transaction: str = "") -> s
             id=id, namespace=namespace, action=qualified, revision=0, category=Category.TRIGGER, state=State.SUCCEEDED,
             partition=turn.home.id, params=b"{}", created=turn.now_ms, started=turn.now_ms,
             status=Status.SUCCESS, result=payload, logs=tuple(orjson.dumps(line).decode() for line in lines),
-            transaction=transaction,
+            transaction=transaction, usage={"version": trigger.document["version"]},
         )
     )  # fmt: skip
     turn.settle()

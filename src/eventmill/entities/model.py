@@ -188,7 +188,7 @@ class Activation:
     result: bytes | None = None
     logs: tuple[str, ...] = ()
     usage: Mapping[str, Any] | None = None
-    """Attempt's facts from the executor: host, initTime in ms, exit code, memory, …"""
+    """Attempt's facts from the executor: host, initTime in ms, exit code, memory, …; of a fired trigger its version."""
     rule: str | None = None
     """Qualified name of the rule; None: called by hand, or a step."""
     cause_source: str | None = None

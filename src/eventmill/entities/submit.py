@@ -469,7 +469,8 @@ class _Values:
         return commands
 
     def _expression(self, key: str) -> str:
-        """A ClassAd expression: data only inside a string literal, escaped, or as numbers."""
+        """A ClassAd expression: data only inside a string literal, escaped, or as numbers. Without backslashes: a
+        batch system may take one for the escape of the quote that ends the string."""
         text, line = self.text(key)
         written: list[str] = []
         quoted = escaped = False
@@ -479,7 +480,9 @@ class _Values:
                     raise InvalidDescription(
                         f"{key}: $({unit.name}) is text here and must stand inside double quotes", line
                     )
-                written.append(unit.text.replace("\\", "\\\\").replace('"', '\\"') if quoted else unit.text)
+                if "\\" in unit.text:
+                    raise InvalidDescription(f"{key}: $({unit.name}) has a backslash, which no expression takes", line)
+                written.append(unit.text.replace('"', '\\"') if quoted else unit.text)
                 continue
             quoted ^= unit == '"' and not escaped
             escaped = unit == "\\" and quoted and not escaped
