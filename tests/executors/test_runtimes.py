@@ -361,8 +361,8 @@ def test_archives_of_node(tmp_path: Path) -> None:
 
 def test_all_that_node_prints_comes_with_its_call(tmp_path: Path) -> None:
     source = (
-        "function main({ last }) { for (let i = 0; i < 3000; i++) console.log('x'.repeat(99)); if (last) process.exit(1);"
-        " return {} }"
+        "function main({ last }) { for (let i = 0; i < 3000; i++) console.log('x'.repeat(99));"
+        " if (last) process.exit(1); return {} }"
     )
 
     async def work(driver: Driver, library: Library) -> None:

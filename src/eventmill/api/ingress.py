@@ -15,8 +15,7 @@ from eventmill.sdk.event import Event
 from eventmill.store import Identity
 
 RESERVED = "/eventmill/"
-"""Sources of the events that the server makes itself: a chain must be able to believe them. Functions that have been
-given a key have a place of their own below it."""
+"""Sources of the events that the server makes itself: a chain must be able to believe them."""
 BATCH_EVENTS_OF_FULL_SIZE = 16
 """A request's body may be as large as this many events of the largest size; a batch may have more, smaller ones."""
 
@@ -38,12 +37,8 @@ def routes(services: Services) -> list[BaseRoute]:
 def _check_sources(events: list[Event], identity: Identity) -> None:
     """A key posts events in the name of its own sources only. Raises Refusal (403)."""
     for source in {event["source"] for event in events}:
-        if source.startswith(RESERVED) and not _is_function_s(source, identity):
+        if source.startswith(RESERVED):
             raise Refusal(f"attribute 'source': '{RESERVED}…' is the server's own, for completions and ticks", 403)
         if not identity.may_post(source):
             own = ", ".join(identity.sources) or "none"
             raise Refusal(f"attribute 'source': this key may not post events of '{source[:200]}' (it may: {own})", 403)
-
-
-def _is_function_s(source: str, identity: Identity) -> bool:
-    return any(prefix.startswith(RESERVED) and source.startswith(prefix) for prefix in identity.sources)
