@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,15 @@ import orjson
 
 from eventmill.config import Pool
 from eventmill.entities import Status
-from eventmill.errors import InvalidConfig, Unavailable
+from eventmill.errors import InvalidConfig
 from eventmill.executors import jobs
 from eventmill.executors.background import Background, Threads
 from eventmill.executors.base import Attempt, CodeSource, Executor, Finished, Found, Recorded, Report, Started
 from eventmill.executors.delivery import Delivery
 from eventmill.executors.htcondor import description, endings
 from eventmill.executors.htcondor.accounts import Accounts
-from eventmill.executors.htcondor.agenda import AGAIN_S
-from eventmill.executors.htcondor.eventlog import EventLog
-from eventmill.executors.htcondor.history import FinalAd, HistoryDir
+from eventmill.executors.htcondor.following import FinalAds, LogFollower
+from eventmill.executors.htcondor.history import FinalAd
 from eventmill.executors.htcondor.looking import Looker
 from eventmill.executors.htcondor.ordering import Orders
 from eventmill.executors.htcondor.preparing import Preparer
@@ -49,7 +48,6 @@ AUDIT_S = 600.0
 """So often the queue is looked at for jobs whose events were missed."""
 ROOMS_KEPT_S = 7 * 86_400.0
 """The room of a job that is not known here goes after this: the job's partition may be another server's for a while."""
-FORGOTTEN_MAX = 10_000
 THREADS = 4
 
 
@@ -98,17 +96,10 @@ class CondorQueue(Executor):
         self._looker = Looker(
             self._accounts, self._register, seen=self._seen, left=self._left, looked=self._may_order
         )  # fmt: skip
-        self._troubles: Counter[str] = Counter(orders_denied=0, log_troubles=0)
+        self._denials = 0
         self._server = ""
-        self._final_ads = None if pool.history_dir is None else HistoryDir(pool.history_dir)
-        self._log: EventLog | None = None
-        self._log_trouble = ""
-        self._log_is_informed = False
-        """Each event comes with the job's attributes, sooner or later; else they have to be asked for."""
-        self._forgotten: deque[str] = deque(maxlen=FORGOTTEN_MAX)
-        """Files of final ads that are not wanted any more, if they come late."""
-        self._final: dict[str, FinalAd] = {}
-        """Of our jobs that have left the queue, by cluster.proc: kept until their ends are recorded."""
+        self._log = None if self.event_log is None else LogFollower(self.event_log, self._happened)
+        self._final_ads = None if pool.history_dir is None else FinalAds(pool.history_dir, self._left_for_good)
         self._audited = time.monotonic()
         self._stopping = False
 
@@ -123,11 +114,10 @@ class CondorQueue(Executor):
             await self.stop()
             raise
         # from here on: what happened before stands in queue and history, where recorded jobs are looked for
-        if self.event_log is not None:
-            self._log = EventLog(self.event_log, at_end=True)
-            self._background.go(self._follow(self._log))
+        if self._log is not None:
+            self._background.go(self._log.run())
         if self._final_ads is not None:
-            self._background.go(self._follow_history(self._final_ads))
+            self._background.go(self._final_ads.run(self._server))
         self._background.go(self._looker.run())
         self._background.go(self._looker.run_expected())
 
@@ -200,9 +190,8 @@ class CondorQueue(Executor):
             self._register.drop(tracked)
         if gone:
             self._background.go(self._threads.run(self._rooms.clear, [t.job for t in gone]))
-        if self._final_ads is not None and (ads := [ad for t in gone if (ad := self._final.pop(t.id, None))]):
-            self._background.go(self._final_ads.delete(ads))
-        self._forgotten.extend(f"history.{t.id}" for t in gone)
+            if self._final_ads is not None:
+                self._background.go(self._final_ads.forget([t.id for t in gone]))
 
     async def held(self) -> dict[str, str]:
         """Orphans: jobs of ours in the queue that this server does not know. It is asked for them after a start,
@@ -224,6 +213,8 @@ class CondorQueue(Executor):
         self._looker.audit(t.id for t in doubtful if not t.is_over)
         kept = {*self._register.attempts, *self._pending()}
         await self._threads.run(self._rooms.clear_left, kept, ROOMS_KEPT_S)
+        if self._final_ads is not None:
+            await self._final_ads.clear_left(ROOMS_KEPT_S)
 
     def noticed(self, activation: str, attempt: int) -> bool:
         """A job's wrapper says it. What the job leaves is still on its way then: it is looked for until it is gone."""
@@ -239,19 +230,19 @@ class CondorQueue(Executor):
         troubles = self._accounts.troubles()
         if (log := self._pool.event_log) is not None and not log.exists():
             troubles.add(f"there is no event log {log}: ends are seen every ten minutes only")
-        if self._log_trouble:
-            troubles.add(self._log_trouble)
+        if self._log is not None and self._log.trouble:
+            troubles.add(self._log.trouble)
         stages = Counter(t.stage for t in self._register.jobs.values())
         waiting = len(self._pending())
         line = f"{stages[Stage.HELD]} jobs held, {stages[Stage.RELEASED]} released, {waiting} to be submitted"
         return not troubles, "; ".join(troubles) or line
 
     def counts(self) -> Mapping[str, int]:
-        """How often schedds were asked, by what; and how many ends the audit has found, which nobody had told."""
-        counts = Counter({**self._accounts.calls(), **self._looker.counts, **self._troubles})
-        if self._log is not None:
-            counts["log_garbage"] = self._log.counts.garbage
-            counts["log_truncations"] = self._log.counts.truncations
+        """How often schedds were asked, by what; what the audit has found that nobody had told; what went wrong."""
+        counts = self._accounts.calls()
+        counts.update({**self._looker.counts, "orders_denied": self._denials})
+        for reader in (self._log, self._final_ads):
+            counts.update({} if reader is None else reader.counts())
         return counts
 
     def reports(self) -> AsyncIterator[list[Report]]:
@@ -281,7 +272,7 @@ class CondorQueue(Executor):
 
     def _denied(self, id: str, why: str) -> None:
         """It stays in the queue as it is, and is waited for no longer."""
-        self._troubles["orders_denied"] += 1
+        self._denials += 1
         if (tracked := self._register.jobs.get(id)) is not None:
             self._ended(tracked, _now(), {}, jobs.Ending(refused=f"job {id} can't be {why}"))
         else:
@@ -322,53 +313,15 @@ class CondorQueue(Executor):
 
     # what the log pushes
 
-    async def _follow(self, log: EventLog) -> None:
-        while True:
-            try:
-                async for events in log:
-                    self._log_trouble = ""
-                    self._log_is_informed |= any(event.informed for event in events)
-                    for event in events:
-                        tracked = self._register.jobs.get(f"{event.cluster}.{event.proc}")
-                        if tracked is not None:
-                            self._happened(tracked, event)
-                        elif event.attributes.get(description.SERVER) == self._server:
-                            self._looker.suspects |= _comes_again(event)
-            except Unavailable as e:
-                self._troubles["log_troubles"] += 1
-                self._log_trouble = str(e)
-                _log.error("pool %s: %s", self._name, e)
-                await asyncio.sleep(AGAIN_S)
-
-    async def _follow_history(self, outbox: HistoryDir) -> None:
-        """Final ads of jobs that have left the queue. Each of ours stays there until its end is recorded."""
-        while True:
-            try:
-                async for ads in outbox:
-                    ours = {ad.file: ad for ad in ads if ad.attributes.get(description.SERVER) == self._server}
-                    late = [ad for ad in ours.values() if ad.file in self._forgotten]
-                    await outbox.delete(late)
-                    for ad in ours.values():
-                        id = f"{ad.cluster}.{ad.proc}"
-                        if ad in late:
-                            continue
-                        self._final[id] = ad
-                        if (tracked := self._register.jobs.get(id)) is not None:
-                            self._left_for_good(tracked, ad)
-                    await outbox.delete(ad for ad in ads if ad.file not in ours)
-            except Unavailable as e:
-                self._troubles["log_troubles"] += 1
-                _log.error("pool %s: %s", self._name, e)
-                await asyncio.sleep(AGAIN_S)
-
-    def _left_for_good(self, tracked: Tracked, ad: FinalAd) -> None:
-        if tracked.owns(ad.attributes):
-            self._left(tracked, ad.attributes)
-
-    def _happened(self, tracked: Tracked, event: JobEvent) -> None:
+    def _happened(self, event: JobEvent) -> None:
+        tracked = self._register.jobs.get(f"{event.cluster}.{event.proc}")
+        if tracked is None:
+            if event.attributes.get(description.SERVER) == self._server:
+                self._looker.suspects |= _comes_again(event)
+            return
         if not tracked.owns(event.attributes):  # of another schedd, or this one has begun to count anew
             tells = event.kind in (Kind.TERMINATED, Kind.ABORTED, Kind.HELD)
-            if ACTIVATION not in event.attributes and tells and not self._log_is_informed:
+            if ACTIVATION not in event.attributes and tells and not (self._log and self._log.is_informed):
                 self._looker.look_for([tracked.id])
             return
         match event.kind:
@@ -380,6 +333,13 @@ class CondorQueue(Executor):
                 self._ended(tracked, event.time_ms, event.attributes, endings.of_event(event))
             case Kind.HELD:
                 self._held(tracked, event.attributes)
+
+    def _left_for_good(self, id: str, ad: FinalAd) -> bool:
+        """A final ad of a job of this server's; whether its job is known."""
+        tracked = self._register.jobs.get(id)
+        if tracked is not None and tracked.owns(ad.attributes):
+            self._left(tracked, ad.attributes)
+        return tracked is not None
 
     def _runs(self, tracked: Tracked, time_ms: int, facts: Mapping[str, Any]) -> None:
         if tracked.is_over or tracked.running:
@@ -475,8 +435,8 @@ class CondorQueue(Executor):
 
     def _track(self, tracked: Tracked) -> None:
         self._register.add(tracked)
-        if (ad := self._final.get(tracked.id)) is not None:
-            self._left_for_good(tracked, ad)
+        if self._final_ads is not None and (ad := self._final_ads.claim(tracked.id)) is not None:
+            self._left_for_good(tracked.id, ad)
 
 
 def _comes_again(event: JobEvent) -> bool:
