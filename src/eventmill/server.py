@@ -387,13 +387,14 @@ def _data_dir(path: Path) -> Iterator[Path]:
 
 
 async def _first_key(store: Store, data_dir: Path) -> str:
-    """The key of the default namespace: made on the first start, in a file that only its owner reads."""
+    """The root key, in a file that only its owner reads: made on the first start, and anew if the one in the file was
+    withdrawn from elsewhere."""
     file = data_dir / "key"
-    if file.exists():
-        return file.read_text().strip()
-    now_ms = time.time_ns() // 1_000_000
-    key = await store.transact(lambda tx: tx.keys.create(DEFAULT_NAMESPACE, [""], now_ms), durable=True)
-    _write(file, key + "\n", 0o600)
+    key = file.read_text().strip() if file.exists() else ""
+    if await store.read(lambda tx: tx.keys.identify(*key.partition(":")[::2])) is None:
+        now_ms = time.time_ns() // 1_000_000
+        key = await store.transact(lambda tx: tx.keys.create(DEFAULT_NAMESPACE, [""], now_ms), durable=True)
+        _write(file, key + "\n", 0o600)
     return key
 
 

@@ -46,6 +46,7 @@ def test_the_commands_of_a_first_look(cli: Cli) -> None:
         "record",
         "activations",
         "dead-letters",
+        "namespaces",
         "generate",
     ]
     assert [line.split()[0] for line in names.splitlines() if line.startswith("  ")][: len(commands)] == commands

@@ -16,6 +16,7 @@ from eventmill.api.auth import Authenticator
 from eventmill.api.errors import NO_SUCH_PATH, Refusal
 from eventmill.api.front import Front
 from eventmill.api.invocation import Invocations
+from eventmill.api.namespaces import Namespaces
 from eventmill.api.own import Own
 from eventmill.api.packages import Packages
 from eventmill.api.revisions import Revisions
@@ -32,6 +33,7 @@ def create_app(services: Services) -> Starlette:
     The hot paths come first, since routes are tried in order. What comes later (feeds) is one more line.
     """
     revisions, throttle = Revisions(), Throttle(services.settings.limits)
+    authenticator = Authenticator(services.store, services.signer)
     invocations = Invocations(services, revisions, throttle)
     routes = [
         *ingress.routes(services),
@@ -42,11 +44,11 @@ def create_app(services: Services) -> Starlette:
         *Rules(services).routes(),
         *Packages(services).routes(),
         *Own(services).routes(),
+        *Namespaces(services, authenticator).routes(),
         *info.routes(services),
         *health.routes(services),
         *job_ends.routes(services),
     ]
-    authenticator = Authenticator(services.store, services.signer)
     front = Middleware(Front, authenticator=authenticator, server=services.settings.server, metrics=services.metrics)
     app = Starlette(routes=routes, middleware=[front], exception_handlers={HTTPException: _no_route})
     app.router.redirect_slashes = False

@@ -90,8 +90,9 @@ def _entity_name(request: Request) -> str:
     return "/".join(names.check_name(parts[part]) for part in ("package", "name") if part in parts)
 
 
-FUNCTION_SOURCES = "/eventmill/{}/functions/"
-"""What a function's key may post: events of sources below this, its namespace in it."""
+SOURCES = "/namespaces/{}/"
+"""Events of sources below this, its name in it, are a namespace's to post: by its functions, and by its keys unless
+they were made for others."""
 
 
 class Authenticator:
@@ -143,4 +144,4 @@ def _function(tx: Tx, activation: str) -> Identity | None:
     row = tx.activations.get_many([activation]).get(activation)
     if row is None or row.state not in (State.HANDED, State.RUNNING):
         return None
-    return Identity(row.namespace, str(uuid.UUID(activation)), (FUNCTION_SOURCES.format(row.namespace),))
+    return Identity(row.namespace, str(uuid.UUID(activation)), (SOURCES.format(row.namespace),))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from eventmill.api.errors import Refusal
-from eventmill.api.lookup import check_open, holder
+from eventmill.api.lookup import bound_to, check_open, holder
 from eventmill.store import Stored, Tx
 
 
@@ -42,7 +42,7 @@ def _component(tx: Tx, name: str, namespace: str) -> Stored:
     owner, path = name.split("/", 1)
     check_open(tx, owner, path, namespace)
     if "/" in path:
-        holder(tx, owner, path)
+        bound_to(tx, holder(tx, owner, path))
     stored = _action(tx, name)
     if stored is None:
         raise Refusal("Sequence component does not exist.")

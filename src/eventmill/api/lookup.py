@@ -11,6 +11,9 @@ from eventmill.api.errors import EXISTS, OTHER_COLLECTION, Refusal, forbidden, m
 from eventmill.entities import Document
 from eventmill.store import Stored, Tx
 
+SYSTEM = "whisk.system"
+"""The namespace of what comes with the server: nobody has its key."""
+
 
 def find(tx: Tx, collection: str, namespace: str, name: str) -> Stored:
     """The entity of this name. Raises Refusal: 404 if there is none, 409 if it is of another collection."""

@@ -21,7 +21,7 @@ if _interrupt is signal.default_int_handler:
 
 import typer
 
-from eventmill.cli import activations, dead_letters, decode, events, flows, generate, match, record, server
+from eventmill.cli import activations, dead_letters, decode, events, flows, generate, match, namespaces, record, server
 from eventmill.cli.options import CANCELLED, FAILED, WRONG, CommandFailed
 from eventmill.errors import EventmillError, InvalidInput
 
@@ -46,6 +46,7 @@ for group in (server, flows, events, match, decode, record):
     group.register(app)
 app.add_typer(activations.app)
 app.add_typer(dead_letters.app)
+app.add_typer(namespaces.app)
 app.add_typer(generate.app)
 
 

@@ -4,7 +4,7 @@ from eventmill.store.activations import Element
 from eventmill.store.base import Place, Store, Tx
 from eventmill.store.dead_letters import DeadLetter
 from eventmill.store.entities import COLLECTIONS, Change, Entities, Stored, to_action
-from eventmill.store.keys import Identity
+from eventmill.store.keys import Identity, Key
 from eventmill.store.sqlite import SqliteStore
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Element",
     "Entities",
     "Identity",
+    "Key",
     "Place",
     "SqliteStore",
     "Store",

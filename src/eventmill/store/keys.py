@@ -30,6 +30,16 @@ class Identity:
         return any(source.startswith(prefix) for prefix in self.sources)
 
 
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key without its secret, which nobody knows but its owner. `created`: epoch ms."""
+
+    uuid: str
+    namespace: str
+    sources: tuple[str, ...]
+    created: int
+
+
 class Keys:
     """Keys, in one transaction."""
 
@@ -50,6 +60,12 @@ class Keys:
         if row is None or not compare_digest(row.hash, _hash(secret)):
             return None
         return Identity(row.namespace, row.uuid, tuple(orjson.loads(row.sources)))
+
+    def all(self) -> list[Key]:
+        """All keys of all namespaces, oldest first."""
+        t = schema.keys
+        rows = self._connection.execute(select(t).order_by(t.c.created, t.c.uuid))
+        return [Key(row.uuid, row.namespace, tuple(orjson.loads(row.sources)), row.created) for row in rows]
 
     def delete(self, namespace: str) -> int:
         """Withdraw all keys of a namespace."""
