@@ -1,39 +1,88 @@
-"""Where our answers differ from OpenWhisk's on purpose: docs/openwhisk.md has a row for each of STATED."""
+"""Where our answers differ from OpenWhisk's on purpose: docs/openwhisk.md has a row for each of STATED.
+
+`python -m tests.api.differences` writes those rows.
+"""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 STATED = {
     "a key for everything": "The info document, `/ping` and the API's description need a key, as all but `/healthz` "
     "and `/readyz` does; and the key is asked for before anything is said about a path or a verb.",
-    "rates": "There are no rates per minute.",
-    "kinds": "The kinds are ours: a refusal of another one, and the info document, list them.",
-    "sizes": "The size of a result is that of its JSON without blanks, not that of what a proxy has printed.",
+    "words of refusals": "What is wrong with a malformed body (the second line of `error`) is said in words of our own "
+    "where OpenWhisk's are those of its JSON parser, or mistaken.",
+    "kinds": "The kinds are those of this server, in the info document and in the refusal of another one. `python:3` "
+    "is another name of the one Python that there is, and answers say which that is.",
+    "failed starts": "Why code could not be loaded is said in the activation's error, not in its logs alone.",
+    "complete logs": "What an action that crashed or ran out of time has printed is in its logs, and so no line there "
+    "says that something might be missing.",
+    "sizes": "The `size` of a result is that of its JSON without blanks, and the limit is for that; OpenWhisk counts "
+    "what the language's own encoder has made of it.",
     "no keys for functions": "A function is given no `__OW_API_KEY`, whatever its annotation `provide-api-key` says: "
-    "we know no key of a namespace, only its digest.",
-    "pinned sequences": "A sequence's components, and their versions, are fixed when it begins: one that is gone "
-    "ends it before the first step, and the error names it.",
-    "arrays of web actions": "A web action may return an array: it is answered under `.json`; under the other "
-    "extensions it is refused like any result that does not fit (400, 404) instead of with a 500.",
+    "of a key only a digest is kept.",
+    "pinned sequences": "A sequence's components and their versions are fixed when it begins. If one of them is gone, "
+    "or no longer open to the caller, it fails before its first step, and the error names the component.",
     "lists of conductors": "A conductor that returns a list gets a 500 as there, but with its activation, which "
     "says why.",
-    "not yet": "to be mended",
+    "bindings in activations": "The activation of an action that was called through a binding has no annotation "
+    "`binding`, and lists find it by the package's own name.",
+    "headers of firings": "An action that a rule starts is not given the headers of the request that fired the trigger "
+    "(`__ow_headers`), which have its key among them.",
+    "triggers without rules": "A trigger that has lost its last rule has no field `rules`, as before its first; "
+    "OpenWhisk's then has an empty one.",
+    "lists of web actions": "A web action's result that is a list is JSON under `.json`, and refused (400) where a "
+    "response is needed; OpenWhisk answers 500, in plain text.",
+    "empty names": "A parameter or an annotation needs a name.",
+    "numbers": "A number that is too large for a double is refused (400); OpenWhisk hands infinity to the action.",
+    "one representation": "The header `Accept` is not looked at: an answer is JSON. OpenWhisk does what is asked and "
+    "then answers 406.",
+    "escapes in paths": "`%2F` and `%2E%2E` in a path are read as the characters that they stand for.",
 }
 """A name, and what it means for users."""
 
 DIFFERENT: dict[tuple[str, int], str] = {
-    **dict.fromkeys([("routes", step) for step in (1, 2, 3, 8, 9)], "a key for everything"),
-    ("routes", 5): "rates",
-    ("conductors", 23): "lists of conductors",
-    ("action-refusals", 2): "kinds",
-    ("action-refusals", 8): "not yet",
-    ("packages", 9): "not yet",
-    ("results", 27): "not yet",
-    ("results", 31): "sizes",
-    ("results", 38): "no keys for functions",
-    ("triggers-rules", 17): "not yet",
-    ("triggers-rules", 37): "not yet",
-    ("sequences", 26): "pinned sequences",
-    ("web-responses", 26): "arrays of web actions",
-    ("web-responses", 27): "arrays of web actions",
-}
+    (session, step): name
+    for name, places in {
+        "a key for everything": [("routes", 1, 2, 3, 9)],
+        "words of refusals": [
+            ("action-refusals", 8), ("wsk-sequence", 23, 24), ("parameters", 23, 26), ("annotations", 6, 7),
+            ("kinds", 14, 16), ("collections", 42, 46),
+        ],
+        "kinds": [("action-refusals", 2), ("kinds", 3)],
+        "failed starts": [("kinds", 12)],
+        "complete logs": [("results", 27)],
+        "sizes": [("results", 31)],
+        "no keys for functions": [("results", 38)],
+        "pinned sequences": [("sequences", 26), ("published", 44)],
+        "lists of conductors": [("conductors", 23)],
+        "bindings in activations": [("packages", 9), ("other-namespace", 21), ("published", 28)],
+        "headers of firings": [("triggers-rules", 17)],
+        "triggers without rules": [("wsk-trigger", 21), ("wsk-sequence", 21), ("wskdeploy", 12)],
+        "lists of web actions": [("web-responses", 26, 27)],
+        "empty names": [("parameters", 18)],
+        "numbers": [("bodies", 33)],
+        "one representation": [("accepts", 6, 8, 10, 12, 13)],
+        "escapes in paths": [("paths", 11, 12)],
+    }.items()
+    for session, *steps in places
+    for step in steps
+}  # fmt: skip
 """Steps whose answer is meant to be another one, and by which difference."""
+
+PAGE = Path(__file__).parents[2] / "docs/openwhisk.md"
+HEAD = "## Where we differ\n\n| what | how |\n| --- | --- |\n"
+
+
+def rows() -> str:
+    """The table of the page."""
+    return "".join(f"| {name} | {text} |\n" for name, text in STATED.items())
+
+
+def main() -> None:
+    before, _, after = PAGE.read_text().partition(HEAD)
+    PAGE.write_text(before + HEAD + rows() + after[after.index("\n##") :])
+
+
+if __name__ == "__main__":
+    main()

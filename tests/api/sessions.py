@@ -58,11 +58,11 @@ class Replay:
         self._sizes = sizes
         self._began_ms = str(int(time.time() * 1000))
 
-    def step(self, step: Step) -> list[str]:
+    def step(self, step: Step, patience_s: float = PATIENCE_S) -> list[str]:
         """Send a step's request and compare the answer. What is read of activations is waited for."""
         request, known = step["request"], dict(self._known)
         waits = request["method"] == "GET" and "/activations" in request["path"]
-        patience = time.monotonic() + PATIENCE_S
+        patience = time.monotonic() + patience_s
         while True:
             self._known = dict(known)
             found = self.differences(step["response"], self.send(request))
