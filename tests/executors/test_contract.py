@@ -18,7 +18,6 @@ from eventmill.executors import Accepted, Attempt, Finished, Recorded, Started
 from tests.executors.driving import TIMEOUT_S, Driver, attempt, driving
 from tests.executors.subjects import SUBJECTS, CondorSubject, OpenWhiskSubject, Subject
 
-
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("condor", "openwhisk", "eventmill")]
 
 

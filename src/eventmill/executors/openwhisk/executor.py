@@ -31,7 +31,7 @@ from eventmill.executors.remote import RemoteExecutor, UnderWay, now_ms, trusted
 
 _log = logging.getLogger(__name__)
 
-_FIRST_S, _AWAY_MAX_S = 0.1, 30.0
+_FIRST_S, _AWAY_MAX_S = 0.1, 5.0
 """Pauses before OpenWhisk, which is away, is tried again."""
 _ASK_MAX_S = 5.0
 """Pauses between questions for an end grow up to this."""

@@ -1,0 +1,428 @@
+"""Functions run by an OpenWhisk: a real one where this machine has it, and our own server over HTTP.
+
+The contract of executors is in `test_contract`; here is what goes wrong between us and it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from eventmill.config import Secret, Settings, load
+from eventmill.entities import Action, Status
+from eventmill.errors import InvalidConfig
+from eventmill.executors import Accepted, Attempt, Executor, Finished, Recorded
+from eventmill.executors.openwhisk import Client, OpenWhisk, executor, packing
+from eventmill.executors.openwhisk.limits import TheirLimits
+from eventmill.store import SqliteStore
+from tests.api.conftest import running
+from tests.executors import faulty
+from tests.executors.driving import attempt, driving, value
+from tests.executors.faulty import Faults
+from tests.executors.functions import Library
+from tests.openwhisk import server as real
+
+pytestmark = pytest.mark.slow
+
+SMALL = {"memory_mb": 128, "timeout_ms": 2000}
+WITNESS = "def main(args):\n    print(args['word'], file=open(args['witness'], 'a'))\n    return {'word': args['word']}"
+
+
+@dataclass
+class Target:
+    """An OpenWhisk: where, with which key."""
+
+    url: str
+    key: str
+
+    def executor(self, library: Library, *, url: str = "", width: int = 8, **environment: str) -> OpenWhisk:
+        client = Client(url or self.url, self.key, verify=True, connections_max=width)
+        return OpenWhisk(library, client, connections_max=width, environment=environment)
+
+    def api(self, method: str, path: str) -> Any:
+        user, _, secret = self.key.partition(":")
+        with httpx.Client(base_url=self.url, auth=(user, secret), trust_env=False) as client:
+            return client.request(method, f"/api/v1/namespaces/_/{path}").json()
+
+    def actions(self) -> list[str]:
+        return [action["name"] for action in self.api("GET", "actions/eventmill/?limit=200")]
+
+
+@pytest.fixture(params=["eventmill", "openwhisk"])
+def target(request: pytest.FixtureRequest) -> Target:
+    found = request.getfixturevalue(request.param)
+    return Target(found.url, found.keys["guest"]) if request.param == "openwhisk" else Target(*found)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is lost is given up sooner."""
+    monkeypatch.setattr(executor, "_GRACE_S", 1.0)
+
+
+def test_what_a_function_means_survives_the_trip(target: Target) -> None:
+    sources: Mapping[str, tuple[str, Any]] = {
+        "dict": ("def main(a): return {**a, 'b': 2}", {"a": 1}),
+        "nothing given": ("def main(a): return {'given': a}", {}),
+        "list": ("def main(a): return [*a, 3]", [1, 2]),
+        "error": ("def main(a): return {'error': {'code': 7}, 'more': 1}", {}),
+        "raises": ("def main(a): raise ValueError('no')", {}),
+        "retry": ("class R(Exception): eventmill_retry_after = 90\ndef main(a): raise R('later')", {}),
+        "fatal": ("class F(Exception): eventmill_fatal = True\ndef main(a): raise F('never')", {}),
+        "none": ("def main(a): return None", {}),
+        "no json": ("def main(a): return {'x': float('nan')}", {}),
+        "exits": ("import sys\ndef main(a): sys.exit(3)", {}),
+    }
+
+    async def work() -> dict[str, Finished]:
+        library = Library()
+        async with driving(target.executor(library)) as driver:
+            ends = await driver.run(
+                *(attempt(library.text(source, **SMALL), params) for source, params in sources.values())
+            )
+        return dict(zip(sources, ends, strict=True))
+
+    ends = asyncio.run(work())
+    said = {name: (end.status.name, end.final, end.retry_after_s, value(end)) for name, end in ends.items()}
+    null = "The action did not produce a valid JSON or JSON Array response: null\n"
+    assert said == {
+        "dict": ("SUCCESS", True, None, {"a": 1, "b": 2}),
+        "nothing given": ("SUCCESS", True, None, {"given": {}}),
+        "list": ("SUCCESS", True, None, [1, 2, 3]),
+        "error": ("APPLICATION_ERROR", True, None, {"error": {"code": 7}, "more": 1}),
+        "raises": ("APPLICATION_ERROR", False, None, {"error": "no"}),
+        "retry": ("APPLICATION_ERROR", False, 90, {"error": "later"}),
+        "fatal": ("APPLICATION_ERROR", True, None, {"error": "never"}),
+        "none": ("DEVELOPER_ERROR", True, None, {"error": null}),
+        "no json": ("DEVELOPER_ERROR", True, None, {"error": "The action did not return a dictionary or array."}),
+        "exits": ("DEVELOPER_ERROR", False, None, {"error": "command exited"}),
+    }
+    assert all(len(str((end.usage or {})["openwhisk"])) == 32 for end in ends.values())
+    assert any("raise ValueError('no')" in line for line in ends["raises"].logs)
+    assert not any("_returned(function" in line for line in ends["raises"].logs), "frames of ours"
+
+
+def test_environment_logs_and_code_in_zips(target: Target) -> None:
+    zipped = {
+        "__main__.py": "from helper import say\ndef run(args):\n    return say()",
+        "helper.py": """
+            import os
+            def say():
+                print('said')
+                names = ('EVENTMILL_PATHS', 'MODE', '__OW_ACTIVATION_ID', '__OW_ACTION_NAME')
+                return {name: os.environ.get(name) for name in names}
+        """,
+    }
+
+    async def work() -> None:
+        library = Library()
+        action = library.zip(zipped, name="p/zipped", main="run", init_parameters={"MODE": "fast"}, **SMALL)
+        async with driving(target.executor(library, EVENTMILL_PATHS="[]")) as driver:
+            first, second = attempt(action), attempt(action, number=2)
+            ends = await driver.run(first, second)
+            for each, end in zip((first, second), ends, strict=True):
+                assert value(end) == {
+                    "EVENTMILL_PATHS": "[]", "MODE": "fast", "__OW_ACTION_NAME": "/guest/p/zipped",
+                    "__OW_ACTIVATION_ID": each.activation,
+                }  # fmt: skip
+                assert [line.split(" ", 1)[1] for line in end.logs] == ["stdout: said"]
+            assert driver.executor.counts()["deployed"] == 1
+
+    asyncio.run(work())
+
+
+def test_revisions_run_beside_each_other_and_are_put_once(target: Target) -> None:
+    async def work() -> None:
+        library = Library()
+        first = library.text("def main(a): return {'revision': 1}", name="revised", **SMALL)
+        second = library.text("def main(a): return {'revision': 2}", name="revised", **SMALL)
+        for deployed in (2, 0):
+            async with driving(target.executor(library)) as driver:
+                ends = await driver.run(*(attempt(action) for action in (first, second, first)))
+                assert [value(end)["revision"] for end in ends] == [1, 2, 1]
+                assert driver.executor.counts().get("deployed", 0) == deployed
+
+    asyncio.run(work())
+
+
+def test_what_it_can_t_run_is_refused(target: Target) -> None:
+    async def work() -> None:
+        library = Library()
+        huge = library.text("def main(a): return {}", memory_mb=8192)
+        strange = library.text("x", kind="cobol:85")
+        async with driving(target.executor(library)) as driver:
+            ends = await driver.run(attempt(huge), attempt(strange))
+            assert [(end.status, end.final) for end in ends] == [(Status.DEVELOPER_ERROR, True)] * 2
+            assert "8192 MB is more than" in value(ends[0])["error"]
+            assert driver.executor.refusal(huge) == value(ends[0])["error"]
+            assert "no kind 'cobol:85'" in value(ends[1])["error"]
+            assert driver.executor.condition()[0]
+
+    asyncio.run(work())
+
+
+def witnessed(witness: Path, library: Library, count: int, **facts: Any) -> list[Attempt]:
+    action = library.text(WITNESS, **{**SMALL, **facts})
+    return [attempt(action, {"witness": str(witness), "word": f"w{number}"}) for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "times"),
+    [
+        (faulty.LATE, 1),
+        (faulty.CUT_BEFORE, 1),
+        (faulty.CUT_AFTER, 1),
+        (faulty.CROWDED, 1),
+        (faulty.GATEWAY, 1),
+        (faulty.NO_INVOKER, 1),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+def test_faults_on_the_way(target: Target, tmp_path: Path, fault: faulty.Fault, times: int) -> None:
+    """Each attempt ends well, once; and its function has run once, since what can be told apart is."""
+
+    async def work() -> None:
+        library, faults, witness = Library(), Faults(), tmp_path / "witness"
+        async with faulty.faulty(target.url, faults) as url, driving(target.executor(library, url=url)) as driver:
+            await driver.run(*witnessed(witness, library, 1, timeout_ms=1000))  # so that it is there
+            faults.add(fault, fault)
+            attempts = witnessed(witness, library, 3, timeout_ms=1000)
+            ends = await driver.run(*attempts)
+            assert [end.status for end in ends] == [Status.SUCCESS] * 3
+            assert [value(end)["word"] for end in ends] == ["w0", "w1", "w2"]
+            assert set(Counter(driver.ends()).values()) == {1}
+            counts = driver.executor.counts()
+            assert counts.get("found", 0) == (2 if fault == faulty.CUT_AFTER else 0)
+        assert Counter(witness.read_text().split()) == {"w0": 1 + times, "w1": times, "w2": times}
+
+    asyncio.run(work())
+
+
+def test_an_answer_that_is_always_lost_ends_the_attempt(target: Target, tmp_path: Path) -> None:
+    async def work() -> None:
+        library, faults = Library(), Faults()
+        silent = library.text("function main() { return {} }", kind="nodejs:20", **SMALL)
+        async with faulty.faulty(target.url, faults) as url, driving(target.executor(library, url=url)) as driver:
+            faults.add(*[faulty.CUT_BEFORE] * 9)
+            (end,) = await driver.run(attempt(silent))
+            assert (end.status, end.final) == (Status.INTERNAL_ERROR, False)
+            assert faults.calls == 5
+
+    asyncio.run(work())
+
+
+def one_millisecond(head: bytes) -> bytes:
+    """The wait for the end is over at once."""
+    return head.replace(b"&timeout=60000", b"&timeout=1")
+
+
+def test_what_outlasts_the_wait_is_accepted_and_found_by_the_next_server(target: Target, tmp_path: Path) -> None:
+    async def work() -> None:
+        library, faults = Library(), Faults(edit=one_millisecond)
+        action = library.text("import time\ndef main(a):\n    time.sleep(0.7)\n    return {'done': True}", **SMALL)
+        async with faulty.faulty(target.url, faults) as url:
+            async with driving(target.executor(library, url=url)) as driver:
+                asked, left = attempt(action), attempt(action)
+                driver.executor.submit([asked])
+                accepted = await driver.until(Accepted, of=asked)
+                end = await driver.finished(asked)
+                assert isinstance(accepted, Accepted)
+                assert (value(end), end.handle) == ({"done": True}, accepted.handle)
+                driver.executor.submit([left])
+                accepted = await driver.until(Accepted, of=left)
+                assert isinstance(accepted, Accepted)
+            recorded = Recorded(activation=left.activation, handle=accepted.handle)
+            async with driving(target.executor(library, url=url)) as driver:
+                found = await driver.executor.find([recorded, Recorded(activation="e" * 32)])
+                assert [(each.running, each.handle) for each in found.values()] == [(True, accepted.handle)]
+                end = await driver.finished(left)
+                assert (value(end), end.handle) == ({"done": True}, accepted.handle)
+
+    asyncio.run(work())
+
+
+def test_an_action_that_vanishes_is_put_again(target: Target) -> None:
+    async def work() -> None:
+        library = Library()
+        action = library.text("def main(a): return {'there': True}", name="vanishing", **SMALL)
+        async with driving(target.executor(library)) as driver:
+            await driver.run(attempt(action))
+            (name,) = [name for name in target.actions() if "vanishing" in name]
+            target.api("DELETE", f"actions/eventmill/{name}")
+            (end,) = await driver.run(attempt(action))
+            assert value(end) == {"there": True}
+            assert driver.executor.counts()["deployed"] == 2
+
+    asyncio.run(work())
+
+
+def test_actions_that_nobody_calls_are_deleted(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "_TIDY_S", 0.05)
+    monkeypatch.setattr(executor, "_KEPT_MS", -60_000)
+
+    async def work() -> None:
+        library = Library()
+        action = library.text("def main(a): return {'there': True}", name="forgotten", **SMALL)
+        async with driving(target.executor(library)) as driver:
+            await driver.run(attempt(action))
+            async with asyncio.timeout(10):
+                while await asyncio.to_thread(target.actions):  # noqa: ASYNC110  (seen from outside)
+                    await asyncio.sleep(0.05)
+            assert driver.executor.counts()["deleted"] >= 1
+
+    asyncio.run(work())
+
+
+def test_cancelled_it_is_ignored_and_the_report_says_so(target: Target, tmp_path: Path) -> None:
+    async def work() -> None:
+        library, witness = Library(), tmp_path / "witness"
+        source = "import time\ndef main(a):\n    open(a['witness'], 'w').close()\n    time.sleep(1)\n    return {}"
+        async with driving(target.executor(library)) as driver:
+            runs = attempt(library.text(source, **SMALL), {"witness": str(witness)})
+            driver.executor.submit([runs])
+            async with asyncio.timeout(20):
+                while not witness.exists():  # noqa: ASYNC110  (seen from outside)
+                    await asyncio.sleep(0.01)
+            driver.executor.cancel({runs.activation: None})
+            end = await driver.finished(runs)
+            assert "may still run" in (end.usage or {})["note"]
+            await asyncio.sleep(1.2)
+            assert driver.ends() == [runs.activation]
+
+    asyncio.run(work())
+
+
+def test_time_s_up(eventmill: tuple[str, str]) -> None:
+    async def work() -> None:
+        library = Library()
+        action = library.text("import time\ndef main(a): time.sleep(9)", **{**SMALL, "timeout_ms": 200})
+        async with driving(Target(*eventmill).executor(library)) as driver:
+            (end,) = await driver.run(attempt(action))
+            assert (end.status, end.final, end.timed_out) == (Status.DEVELOPER_ERROR, False, True)
+
+    asyncio.run(work())
+
+
+def test_a_wrong_key_and_a_wrong_host_are_told_at_the_start(eventmill: tuple[str, str]) -> None:
+    url, key = eventmill
+
+    async def start(url: str, key: str) -> str:
+        tried = Target(url, key).executor(Library())
+        try:
+            with pytest.raises(InvalidConfig) as raised:
+                await tried.start()
+        finally:
+            await tried.stop()
+        return str(raised.value)
+
+    assert "functions.key" in asyncio.run(start(url, f"{key[:-1]}#"))
+    assert "no OpenWhisk" in asyncio.run(start(f"{url}/elsewhere", key))
+
+
+def test_while_it_is_away_functions_wait(eventmill: tuple[str, str]) -> None:
+    async def work() -> None:
+        library = Library()
+        with socket.socket() as nobody:
+            nobody.bind(("127.0.0.1", 0))
+            away = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+            async with driving(Target(away, eventmill[1]).executor(library)) as driver:
+                driver.executor.submit([attempt(library.text("def main(a): return {}"))])
+                await asyncio.sleep(0.5)
+                ok, line = driver.executor.condition()
+                assert not ok
+                assert "can't be reached" in line
+                assert driver.ends() == []
+
+    asyncio.run(work())
+
+
+def test_the_next_minute_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Client("http://127.0.0.1:9", "a:b", verify=True, connections_max=1)
+    monkeypatch.setattr(time, "time", lambda: 1_000_000_010.0)  # 10 s before a full minute
+    before = time.monotonic()
+    client._hold("429 Too many requests in the last minute (count: 61, allowed: 60).")
+    assert 10 < client._free_at - before < 12
+
+
+def test_names_follow_all_that_an_action_is_made_of() -> None:
+    def name(**facts: Any) -> str:
+        defaults = {"namespace": "ns", "name": "p/ä b", "version": "0.0.1", "revision": 1, "kind": "python:3.11"}
+        return packing.name(Action(**{**defaults, "code": "c", **facts}), {}, TheirLimits())
+
+    assert name().startswith("eventmill/ns.p...b-")
+    names = [name(), name(code="d"), name(main="other"), name(init_parameters={"a": 1}), name(kind="nodejs:20")]
+    assert len(set(names)) == len(names)
+    assert name(revision=2, version="0.0.2") == name()
+    assert len(name(name="x" * 300).partition("/")[2]) <= 256
+
+
+def test_a_key_is_read_from_where_it_stands_and_never_shown(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("uuid:very-secret\n")
+    functions = {"engine": "openwhisk", "api_host": "https://ow.example.org", "key": {"file": str(tmp_path / "key")}}
+    settings = load(functions=functions)
+    assert settings.functions.key == Secret(file=tmp_path / "key")
+    assert "very-secret" not in repr(settings) + settings.model_dump_json()
+    for wrong in ({"api_host": "ow.example.org"}, {"api_host": "https://a:b@ow.example.org"}, {"workers_max": 3}):
+        with pytest.raises(InvalidConfig):
+            load(functions={**functions, **wrong})
+
+
+# the other side dies
+
+
+@pytest.fixture
+def mortal() -> Iterator[real.OpenWhisk]:
+    if not real.is_there():
+        pytest.skip(f"there is no OpenWhisk in {real.SOURCE}")
+    with real.OpenWhisk() as server:
+        yield server
+
+
+def test_it_is_killed_under_load(mortal: real.OpenWhisk, tmp_path: Path) -> None:
+    """Its store is in its memory: actions and activations are gone. Every activation ends well, every function has had
+    its effect, every result is recorded once."""
+    count, witness = 120, tmp_path / "witness"
+    code = f"import time\n{WITNESS.replace('return', 'time.sleep(0.05); return')}"
+
+    def executors(settings: Settings, store: SqliteStore, directory: Path) -> Mapping[str, Executor]:
+        client = Client(mortal.url, mortal.keys["guest"], verify=True, connections_max=8)
+        return {"functions": OpenWhisk(store.code, client, connections_max=8)}
+
+    with running(tmp_path, executors) as server, server.caller() as caller:
+        caller.function("write", code, limits={"memory": 128, "timeout": 5000})
+        ids = [
+            caller.api("POST", "actions/write", {"word": f"w{n}", "witness": str(witness)}).json()["activationId"]
+            for n in range(count)
+        ]
+        wait(lambda: witness.exists() and len(witness.read_text().split()) > 20)
+        mortal.kill()
+        time.sleep(0.5)
+        mortal.start()
+        wait(lambda: all(caller.api("GET", f"activations/{id}").status_code == 200 for id in ids[-8:]))
+        documents = [wait(lambda id=id: ended(caller.api("GET", f"activations/{id}"))) for id in ids]
+        assert Counter(document["response"]["status"] for document in documents) == {"success": count}
+        assert [document["response"]["result"]["word"] for document in documents] == [f"w{n}" for n in range(count)]
+        assert server.services.engine.counts["function.succeeded"] == count
+        assert server.services.engine.executor_counts()["functions"]["deployed"] == 2
+    assert set(witness.read_text().split()) == {f"w{n}" for n in range(count)}
+
+
+def ended(answer: httpx.Response) -> Any:
+    return answer.json() if answer.status_code == 200 and "end" in answer.json() else None
+
+
+def wait(condition: Any) -> Any:
+    end = time.monotonic() + 60
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return found
