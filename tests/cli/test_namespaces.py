@@ -22,7 +22,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def run(cli: Cli, data: Path, *arguments: str, key: str | None = None) -> Ran:
-    where = ("--data-dir", str(data))
+    where: tuple[str, ...] = ("--data-dir", str(data))
     if key is not None:
         where = ("--url", (data / "address").read_text().strip(), "--key", key)
     return cli("namespaces", *arguments, *where)
