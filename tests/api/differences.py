@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 STATED = {
@@ -41,33 +42,31 @@ STATED = {
 }
 """A name, and what it means for users."""
 
-DIFFERENT: dict[tuple[str, int], str] = {
-    (session, step): name
-    for name, places in {
-        "a key for everything": [("routes", 1, 2, 3, 9)],
-        "words of refusals": [
-            ("action-refusals", 8), ("wsk-sequence", 23, 24), ("parameters", 23, 26), ("annotations", 6, 7),
-            ("kinds", 14, 16), ("collections", 42, 46),
-        ],
-        "kinds": [("action-refusals", 2), ("kinds", 3)],
-        "failed starts": [("kinds", 12)],
-        "complete logs": [("results", 27)],
-        "sizes": [("results", 31)],
-        "no keys for functions": [("results", 38)],
-        "pinned sequences": [("sequences", 26), ("published", 44)],
-        "lists of conductors": [("conductors", 23)],
-        "bindings in activations": [("packages", 9), ("other-namespace", 21), ("published", 28)],
-        "headers of firings": [("triggers-rules", 17)],
-        "triggers without rules": [("wsk-trigger", 21), ("wsk-sequence", 21), ("wskdeploy", 12)],
-        "lists of web actions": [("web-responses", 26, 27)],
-        "empty names": [("parameters", 18)],
-        "numbers": [("bodies", 33)],
-        "one representation": [("accepts", 6, 8, 10, 12, 13)],
-        "escapes in paths": [("paths", 11, 12)],
-    }.items()
-    for session, *steps in places
-    for step in steps
+_PLACES: Mapping[str, Mapping[str, Sequence[int]]] = {
+    "a key for everything": {"routes": (1, 2, 3, 9)},
+    "words of refusals": {
+        "action-refusals": (8,), "wsk-sequence": (23, 24), "parameters": (23, 26), "annotations": (6, 7),
+        "kinds": (14, 16), "collections": (42, 46),
+    },
+    "kinds": {"action-refusals": (2,), "kinds": (3,)},
+    "failed starts": {"kinds": (12,)},
+    "complete logs": {"results": (27,)},
+    "sizes": {"results": (31,)},
+    "no keys for functions": {"results": (38,)},
+    "pinned sequences": {"sequences": (26,), "published": (44,)},
+    "lists of conductors": {"conductors": (23,)},
+    "bindings in activations": {"packages": (9,), "other-namespace": (21,), "published": (28,)},
+    "headers of firings": {"triggers-rules": (17,)},
+    "triggers without rules": {"wsk-trigger": (21,), "wsk-sequence": (21,), "wskdeploy": (12,)},
+    "lists of web actions": {"web-responses": (26, 27)},
+    "empty names": {"parameters": (18,)},
+    "numbers": {"bodies": (33,)},
+    "one representation": {"accepts": (6, 8, 10, 12, 13)},
+    "escapes in paths": {"paths": (11, 12)},
 }  # fmt: skip
+DIFFERENT = {
+    (session, step): name for name, places in _PLACES.items() for session, steps in places.items() for step in steps
+}
 """Steps whose answer is meant to be another one, and by which difference."""
 
 PAGE = Path(__file__).parents[2] / "docs/openwhisk.md"
