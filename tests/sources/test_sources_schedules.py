@@ -326,10 +326,10 @@ def test_a_failing_clock_is_not_swallowed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        ({}, "either cron or every_s"),
+        ({}, "one of cron, every_s and at"),
         ({"cron": "* * * * *", "every_s": 5}, "not both"),
         ({"cron": "* * * *"}, "five fields"),
-        ({"cron": "0 * * * * *"}, "five fields"),
+        ({"cron": "0 0 * * * * *"}, "five fields"),
         ({"cron": "@daily"}, "five fields"),
         ({"cron": 5}, "five fields"),
         ({"cron": "61 * * * *"}, "minute"),
@@ -345,7 +345,13 @@ def test_a_failing_clock_is_not_swallowed(tmp_path: Path) -> None:
         ({"every_s": True}, "number of seconds"),
         ({"every_s": float("nan")}, "number of seconds"),
         ({"every_s": 10**9}, "from 1 to 31622400"),
-        ({"every_s": 60, "timezone": "UTC"}, "no timezone"),
+        ({"every_s": 60, "timezone": "UTC"}, "only a cron expression has a timezone"),
+        ({"at": "tomorrow"}, "at must be a time"),
+        ({"at": "2030-01-01T00:00:00"}, "at must be a time"),
+        ({"at": True}, "at must be a time"),
+        ({"at": 1, "stop": 2}, "neither start nor stop"),
+        ({"every_s": 60, "start": 2, "stop": 2}, "stop must be later"),
+        ({"every_s": 60, "payload": [1]}, "payload must be a JSON object"),
         ({"every": 60}, "unknown key 'every'"),
     ],
 )
@@ -359,3 +365,38 @@ def test_names_of_schedules() -> None:
     for name in ("", "a\nb"):
         with pytest.raises(InvalidInput, match="name"):
             parse_schedule(name, {"every_s": 5})
+
+
+def dues(schedule: Schedule, after_ms: int, count: int) -> list[int]:
+    found: list[int] = []
+    while len(found) < count and (due := schedule.next_after(after_ms)) is not None:
+        found.append(due)
+        after_ms = due
+    return found
+
+
+def test_intervals_are_counted_from_their_start() -> None:
+    schedule = parse_schedule("s", {"every_s": 60, "start": NOON + 7, "stop": NOON + 7 + 3 * MINUTE})
+    expected = [NOON + 7 + n * MINUTE for n in range(3)]
+    assert dues(schedule, 0, 9) == dues(schedule, NOON, 9) == expected
+    assert dues(schedule, NOON + 7, 9) == expected[1:]
+    assert schedule.due_in(0, NOON + 6) is None
+    assert schedule.due_in(0, NOON + 7) == (expected[0], 1)
+    assert schedule.due_in(0, NOON + DAY) == (expected[2], 3)
+    assert schedule.due_in(expected[2], NOON + DAY) is None
+
+
+def test_cron_between_start_and_stop() -> None:
+    document = {"cron": "*/20 * * * * *", "start": "2024-06-01T12:00:40Z", "stop": "2024-06-01T12:01:20Z"}
+    schedule = parse_schedule("s", document)
+    expected = [NOON + 10_000, NOON + 30_000]
+    assert dues(schedule, 0, 9) == expected
+    assert schedule.due_in(0, NOON + DAY) == (expected[1], 2)
+    assert schedule.times != parse_schedule("s", {**document, "stop": "2024-06-01T12:01:21Z"}).times
+
+
+def test_once() -> None:
+    schedule = parse_schedule("s", {"at": "2024-06-01T14:00:30+02:00", "payload": {"a": 1}})
+    assert dues(schedule, 0, 9) == [NOON]
+    assert schedule.next_after(NOON) is None
+    assert (schedule.due_in(0, NOON - 1), schedule.due_in(0, NOON + DAY)) == (None, (NOON, 1))

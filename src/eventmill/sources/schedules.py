@@ -4,10 +4,11 @@ Owns the due times, and for each schedule the last one that was dealt with. Wait
 the wall clock, and looks at the clock at no other time.
 
 The rules
-    - A cron expression has five fields and a time zone. Daylight saving is handled as in Debian's cron: a fixed time
-      that the change leaves out comes right after the gap, one that it repeats comes once; what has a `*` for its
-      hours or minutes just goes on. Intervals divide the time since 1970 in UTC: `every_s = 3600` is due at every
-      full hour.
+    - A cron expression has five fields, or six, seconds first, and a time zone. Daylight saving is handled as in
+      Debian's cron: a fixed time that the change leaves out comes right after the gap, one that it repeats comes once;
+      what has a `*` for its hours or minutes just goes on. Intervals divide the time since 1970 in UTC:
+      `every_s = 3600` is due at every full hour; with a `start` they are counted from that.
+    - Nothing is due before `start`, nor at `stop` or later. What is due `at` one time is due once.
     - Missed due times (the server was down, the machine slept, the clock was set forward) make one tick: the latest,
       with the number of the others in `data.missed`.
     - A schedule that is new, or whose times have changed, begins now: it has missed nothing.
@@ -21,8 +22,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, tzinfo
+from itertools import count
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
@@ -40,22 +42,36 @@ SOURCE: Final = "/eventmill/schedules"
 STATE: Final = "schedules"
 EVERY_MIN_S: Final = 1.0
 EVERY_MAX_S: Final = 366 * 86400.0
+_KEYS: Final = frozenset({"cron", "timezone", "every_s", "at", "start", "stop", "payload"})
+_TIME_MS_MAX: Final = 253_370_764_800_000
+"""The year 9999."""
 MISSED_MAX: Final = 1000
 """Missed due times of a cron expression are counted so far: an expression's due times can only be gone through."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """When ticks are due: by `cron` in `timezone`, or every `every_s` seconds. Made by `parse_schedule`."""
+    """When ticks are due: by `cron` in `timezone`, every `every_s` seconds, or once, `at_ms` (epoch ms). Made by
+    `parse_schedule`."""
 
     name: str
     cron: str | None = None
     every_s: float | None = None
+    at_ms: int | None = None
     timezone: str = "UTC"
+    start_ms: int | None = None
+    stop_ms: int | None = None
 
     @property
     def times(self) -> str:
         """What says when it is due: two schedules with the same text are due at the same times."""
+        bounds = (("from", self.start_ms), ("until", self.stop_ms))
+        return self._rhythm + "".join(f" {word} {time_ms}" for word, time_ms in bounds if time_ms is not None)
+
+    @property
+    def _rhythm(self) -> str:
+        if self.at_ms is not None:
+            return f"at {self.at_ms} ms"
         return f"every {self._every_ms} ms" if self.cron is None else f"cron {self.cron} {self.timezone}"
 
     def next_after(self, time_ms: int) -> int | None:
@@ -64,31 +80,55 @@ class Schedule:
 
     def due_in(self, after_ms: int, until_ms: int) -> tuple[int, int] | None:
         """The latest due time in (after, until], and how many there are (cron: counted to MISSED_MAX + 1)."""
-        if self.cron is None:
-            count = until_ms // self._every_ms - after_ms // self._every_ms
-            return (until_ms // self._every_ms * self._every_ms, count) if count > 0 else None
+        if self.stop_ms is not None:
+            until_ms = min(until_ms, self.stop_ms - 1)
+        if self.every_s is not None:
+            last = (until_ms - self._phase_ms) // self._every_ms
+            number = last - self._number_after(after_ms) + 1
+            return (self._phase_ms + last * self._every_ms, number) if number > 0 else None
         latest = None
-        for count, due in enumerate(self._dues(after_ms), 1):
+        for number, due in enumerate(self._dues(after_ms), 1):
             if due > until_ms:
                 break
-            latest = due, count
-            if count > MISSED_MAX:
-                return self._latest(after_ms, until_ms), count
+            latest = due, number
+            if number > MISSED_MAX:
+                return self._latest(after_ms, until_ms), number
         return latest
 
     @property
     def _every_ms(self) -> int:
         return round((self.every_s or 0) * 1000)
 
+    @property
+    def _phase_ms(self) -> int:
+        """From where intervals are counted."""
+        return self.start_ms or 0
+
+    def _number_after(self, time_ms: int) -> int:
+        """The number of the first interval that ends after this time."""
+        return max(0, (time_ms - self._phase_ms) // self._every_ms + 1)
+
     def _dues(self, after_ms: int) -> Iterator[int]:
         """The due times later than this, in their order."""
-        if self.cron is None:
-            due = after_ms // self._every_ms * self._every_ms
-            while True:
-                due += self._every_ms
-                yield due
+        if self.start_ms is not None:
+            after_ms = max(after_ms, self.start_ms - 1)
+        for due in self._unbounded(after_ms):
+            if self.stop_ms is not None and due >= self.stop_ms:
+                return
+            yield due
+
+    def _unbounded(self, after_ms: int) -> Iterator[int]:
+        if self.at_ms is not None:
+            yield from [self.at_ms] if self.at_ms > after_ms else []
+        elif self.cron is None:
+            first = self._phase_ms + self._number_after(after_ms) * self._every_ms
+            yield from count(first, self._every_ms)
+        else:
+            yield from self._of_cron(self.cron, after_ms)
+
+    def _of_cron(self, cron: str, after_ms: int) -> Iterator[int]:
         last = after_ms
-        for time in CronSim(self.cron, datetime.fromtimestamp(after_ms / 1000, _zone(self.timezone))):
+        for time in CronSim(cron, datetime.fromtimestamp(after_ms / 1000, _zone(self.timezone))):
             due = round(time.timestamp()) * 1000
             # in the hour that daylight saving repeats or leaves out, two local times may be one, or already over
             if due > last:
@@ -110,31 +150,64 @@ class Schedule:
 
 
 def parse_schedule(name: str, document: Mapping[str, Any]) -> Schedule:
-    """A schedule from `{"cron": "0 3 * * *", "timezone": "Europe/Berlin"}` or `{"every_s": 600}`.
+    """A schedule from `{"cron": "0 3 * * *", "timezone": "Europe/Berlin"}`, `{"every_s": 600}` or
+    `{"at": "2030-01-01T00:00:00Z"}`. The first two may have `start` and `stop`; times are RFC 3339 or epoch ms. A
+    `payload` (an object) is not ours: the trigger's rules give it to their actions.
 
     Raises InvalidInput, which says what is wrong.
     """
     if not name or not is_clean(name):
         raise InvalidInput("schedule: its name must be a text without control characters")
-    unknown = sorted(set(document) - {"cron", "every_s", "timezone"})
-    if unknown:
-        raise InvalidInput(f"schedule '{name}': unknown key '{unknown[0]}' (known: cron, every_s, timezone)")
-    if ("cron" in document) == ("every_s" in document):
-        raise InvalidInput(f"schedule '{name}': either cron or every_s is needed, and not both")
+    if unknown := sorted(set(document) - _KEYS):
+        known = ", ".join(sorted(_KEYS))
+        raise InvalidInput(f"schedule '{name}': unknown key '{unknown[0]}' (known: {known})")
+    if len(document.keys() & {"cron", "every_s", "at"}) != 1:
+        raise InvalidInput(f"schedule '{name}': one of cron, every_s and at is needed, and only one")
+    if not isinstance(document.get("payload", {}), dict):
+        raise InvalidInput(f"schedule '{name}': payload must be a JSON object")
+    if "timezone" in document and "cron" not in document:
+        raise InvalidInput(f"schedule '{name}': only a cron expression has a timezone")
+    if "at" in document:
+        if document.keys() & {"start", "stop"}:
+            raise InvalidInput(f"schedule '{name}': what is due once has neither start nor stop")
+        return Schedule(name=name, at_ms=_time(name, "at", document))
+    start_ms, stop_ms = _time(name, "start", document), _time(name, "stop", document)
+    if start_ms is not None and stop_ms is not None and stop_ms <= start_ms:
+        raise InvalidInput(f"schedule '{name}': stop must be later than start")
     if "cron" in document:
-        return _parse_cron(name, document["cron"], document.get("timezone", "UTC"))
-    if "timezone" in document:
-        raise InvalidInput(f"schedule '{name}': an interval has no timezone")
-    every_s = document["every_s"]
+        schedule = _parse_cron(name, document["cron"], document.get("timezone", "UTC"))
+    else:
+        schedule = Schedule(name=name, every_s=_parse_interval(name, document["every_s"]))
+    return replace(schedule, start_ms=start_ms, stop_ms=stop_ms)
+
+
+def _time(name: str, key: str, document: Mapping[str, Any]) -> int | None:
+    """A time as epoch ms."""
+    if key not in document:
+        return None
+    value = document[key]
+    try:
+        if isinstance(value, str):
+            time = datetime.fromisoformat(value)
+            value = round(time.timestamp() * 1000) if time.tzinfo is not None else None
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _TIME_MS_MAX:
+            return value
+    except (ValueError, OverflowError, OSError):
+        pass
+    raise InvalidInput(f"schedule '{name}': {key} must be a time like '2030-01-01T00:00:00Z', or milliseconds")
+
+
+def _parse_interval(name: str, every_s: Any) -> float:
     if isinstance(every_s, bool) or not isinstance(every_s, int | float) or not EVERY_MIN_S <= every_s <= EVERY_MAX_S:
         raise InvalidInput(f"schedule '{name}': every_s must be a number of seconds from 1 to {EVERY_MAX_S:.0f}")
-    return Schedule(name=name, every_s=every_s)
+    return every_s
 
 
 def _parse_cron(name: str, cron: Any, timezone: Any) -> Schedule:
-    if not isinstance(cron, str) or len(cron.split()) != 5:
+    if not isinstance(cron, str) or len(cron.split()) not in (5, 6):
         raise InvalidInput(
-            f"schedule '{name}': cron must have five fields (minute, hour, day, month, weekday), such as '0 3 * * *'"
+            f"schedule '{name}': cron must have five fields (minute, hour, day, month, weekday), such as '0 3 * * *',"
+            " or six, seconds first"
         )
     try:
         if not isinstance(timezone, str):
