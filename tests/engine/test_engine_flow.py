@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import pytest
 
 from eventmill.entities import Category, State, Status, ids
 from eventmill.errors import Conflict, NotFound
-from tests.engine.world import event, settings, stopped, world
+from eventmill.executors import Attempt
+from tests.engine.world import InProcess, event, settings, stopped, world
 
 PATTERN = {"type": ["test"]}
 
@@ -501,5 +502,68 @@ def test_a_step_runs_the_code_that_was_deployed_when_its_chain_began(tmp_path: P
             old = w.functions.calls[1].action.revision
             await w.engine.invoke("ns/b", {}, wait_s=5)
             assert w.functions.calls[2].action.revision > old
+
+    run(body)
+
+
+def test_a_kind_with_an_executor_of_its_own_has_queues_of_its_own(tmp_path: Path) -> None:
+    http = InProcess({"one": lambda p: {"by": "http"}, "two": lambda p: {"by": "http"}})
+    http.hold.add("one")
+
+    async def body() -> None:
+        async with world(tmp_path, others={"http": http}, window_per_action=1) as w:
+            await w.action("one", "http")
+            await w.action("two", "http")
+            first = await w.engine.invoke("ns/one", {})
+            await w.engine.invoke("ns/one", {})
+            done = await w.call("two")  # one action's backlog is not another's
+            assert (done.queue, done.result) == ("http:ns/two", b'{"by":"http"}')
+            assert [a.action.name for a in http.calls] == ["one", "two"]
+            assert not w.functions.calls
+            await w.engine.cancel(first.id)
+            await w.until_final(first.id)
+            assert (await w.row(first.id)).state is State.CANCELLED
+            await http.until_called("one", 2)
+
+    run(body)
+
+
+def test_a_kind_that_nobody_runs_fails_at_once(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            await w.action("one", "http")
+            done = await w.engine.invoke("ns/one", {}, wait_s=5)
+            assert (done.state, done.result) == (
+                State.FAILED, b'{"error":"this server runs no actions of kind http"}',
+            )  # fmt: skip
+
+    run(body)
+
+
+def test_the_request_that_it_began_with_is_known_to_all_of_a_chain(tmp_path: Path) -> None:
+    def fails_once(p: dict[str, Any]) -> dict[str, Any]:
+        if len(transactions) == 2:
+            raise ValueError("once")
+        return p
+
+    transactions: list[str] = []
+
+    async def body() -> None:
+        async with world(tmp_path, {"a": lambda p: p, "b": fails_once}) as w:
+            submit = w.functions.submit
+
+            def noting(attempts: Sequence[Attempt]) -> None:
+                transactions.extend(a.transaction for a in attempts)
+                submit(attempts)
+
+            w.functions.submit = noting  # type: ignore[method-assign]
+            await w.action("a")
+            await w.action("b", retries=1)
+            await w.action("chain", "sequence", components=["a", "b"])
+            await w.engine.invoke("ns/chain", {}, wait_s=5, transaction="t1")
+            await w.rule("r", PATTERN, "a")
+            await w.emit(event())
+            await w.until_finished(4)
+            assert transactions == ["t1", "t1", "t1", ""]
 
     run(body)

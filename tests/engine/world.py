@@ -231,10 +231,11 @@ async def world(
     directory: Path,
     functions: Mapping[str, Function] | None = None,
     jobs: Mapping[str, Function] | None = None,
+    others: Mapping[str, Executor] | None = None,
     **limits: Any,
 ) -> AsyncIterator[World]:
     """A running engine over `directory`: opening it again continues what is stored there."""
-    async with stopped(directory, functions, jobs, **limits) as w:
+    async with stopped(directory, functions, jobs, others, **limits) as w:
         follower = asyncio.ensure_future(_follow(w, w.engine.follow()))
         await w.engine.start()
         yield w
@@ -247,6 +248,7 @@ async def stopped(
     directory: Path,
     functions: Mapping[str, Function] | None = None,
     jobs: Mapping[str, Function] | None = None,
+    others: Mapping[str, Executor] | None = None,
     **limits: Any,
 ) -> AsyncIterator[World]:
     """The same, with the engine not yet started."""
@@ -255,7 +257,8 @@ async def stopped(
     backbone = EmbeddedBackbone(store, Room(directory, 0), batch_max=1000, batch_bytes=16 << 20)
     await backbone.start()
     pool, queue = InProcess(functions or {}), InProcess(jobs or {}, two_phase=True)
-    engine = Engine(store, backbone, {"functions": pool, "pool:local": queue}, settings(directory, **limits))
+    executors = {"functions": pool, "pool:local": queue, **(others or {})}
+    engine = Engine(store, backbone, executors, settings(directory, **limits))
     yield World(store, backbone, engine, pool, queue)
     await backbone.stop()
     store.close()
