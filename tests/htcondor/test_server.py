@@ -264,6 +264,32 @@ def test_jobs_wait_for_a_schedd_that_is_away(m: CondorMill) -> None:
     assert until(m, "register", "away", SUCCEEDED)[2]["n"] == 3
 
 
+def test_a_pool_with_jobs_can_be_neither_renamed_nor_left_out(condor: CondorPool, tmp_path: Path) -> None:
+    with condor_mill(tmp_path, condor) as m:
+        m.start()
+        deploy(m, tmp_path)
+        m.send("chain", {"seconds": 6, "n": 4}, "1")
+        _, job, _ = until(m, "work", "1", RUNNING)
+        assert m.stop() == 0
+        config = m.config.read_text()
+        schedd = f'[pools.condor]\nschedd = "{condor.owner}@localhost.local"'
+        for wrong, says in (
+            (config.replace("[pools.condor]", "[pools.renamed]"), "keep [pools.condor] as it was"),
+            (config.replace("[pools.condor]", schedd), f"waits for job condor:local#{job}"),
+            (re.sub(r"(?s)\[pools.condor\].*", "[pools.condor]\n", config), "put pools.condor.kind back"),
+        ):
+            m.config.write_text(wrong)
+            m.start(wait=False)
+            m.until(m.died, 30, "the server's end")
+            assert m.process is not None
+            assert m.process.returncode == 2
+            assert says in m.log.read_text().splitlines()[-1], m.log.read_text()
+        m.config.write_text(config)
+        m.start()
+        assert until(m, "work", "1", SUCCEEDED)[1] == job
+        assert m.stop() == 0
+
+
 def calls(m: CondorMill) -> dict[str, float]:
     """How often the schedd was asked, by what."""
     found = re.findall(r'^eventmill_executor_total\{executor="pool:condor",what="(\w+)"\} (\S+)$', metrics(m), re.M)

@@ -12,7 +12,7 @@ import logging
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Container, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,7 +29,7 @@ from eventmill.engine.results import ResultFiles
 from eventmill.engine.rulebook import RuleBook
 from eventmill.engine.turn import Turn
 from eventmill.entities import Action, Activation, Category
-from eventmill.errors import EventmillError, InvalidEntity, LostPartition, Unavailable
+from eventmill.errors import EventmillError, InvalidConfig, InvalidEntity, LostPartition, Unavailable
 from eventmill.executors import Attempt, Executor, Found, Recorded, Report
 from eventmill.points import reached
 from eventmill.rules import Index, explain, parse
@@ -85,7 +85,9 @@ class Engine:
         self._partitions: dict[int, Partition] = {}
         """What is ours, by its id."""
         self._early: dict[str, list[tuple[str, Report]]] = {}
-        """What was said of activations whose partition is not ours: if it becomes ours (again), that counts."""
+        """What was said of activations whose partition is not ours: if it becomes ours (again), that counts. It is no
+        more than was under way when a partition went: nothing of that is handed over before it is taken anew, and then
+        all this is dealt with."""
         self._waiters: dict[str, asyncio.Future[Activation]] = {}
         self._followers: list[asyncio.Queue[tuple[list[Activation], list[DeadLetter]]]] = []
         self._landed = asyncio.Event()
@@ -611,6 +613,7 @@ class Engine:
         """Find what was under way when the partitions' last owner ended. It re-enters by the front door: as pending
         work that waits for its turn. Jobs that still run keep running, and so does what we run ourselves."""
         rows = await self._store.transact(partial(_under_way, partitions=partitions))
+        _check_pools(rows, self._executors)
         found: dict[str, Found] = {}
         for name, executor in self._executors.items():
             found.update(await executor.find([_recorded(row) for row in rows if self._runs(row.queue) == name]))
@@ -682,6 +685,17 @@ def _recorded(row: Activation) -> Recorded:
     return Recorded(
         activation=row.id, attempt=row.attempt, namespace=row.namespace, handle=row.handle, cancelled=row.cancelled
     )
+
+
+def _check_pools(rows: Sequence[Activation], executors: Container[str]) -> None:
+    """Jobs that nobody would look for are not lost yet. Raises InvalidConfig."""
+    for row in rows:
+        if row.handle and row.queue.startswith(pool_queue("")) and row.queue not in executors:
+            pool = row.queue.removeprefix(pool_queue(""))
+            raise InvalidConfig(
+                f"activation {row.id} waits for job {row.handle} of pool '{pool}', which the configuration does not"
+                f" have (any more): keep [pools.{pool}] as it was until its jobs have ended"
+            )
 
 
 def _goes_on(found: Found | None, handle: str | None) -> bool:

@@ -177,12 +177,12 @@ class CondorQueue(Executor):
     def _refuse(self, foreign: Recorded) -> None:
         """In a thread: a job that we would look for in the wrong place. Raises InvalidConfig, unless its room is gone:
         then it is lost."""
+        waits = f"pool '{self._name}': activation {foreign.activation} waits for job {foreign.handle}"
+        called = f"{waits}, and jobs are called {self._register.handle('…')} here: put pools.{self._name}"
+        if not str(foreign.handle).startswith(f"{self._name}:"):
+            raise InvalidConfig(f"{called}.kind back to what it was until it has ended")
         if self._rooms.has(foreign.activation, foreign.attempt):
-            raise InvalidConfig(
-                f"pool '{self._name}': activation {foreign.activation} waits for job {foreign.handle}, and jobs are"
-                f" called {self._register.handle('…')} here: put pools.{self._name}.schedd back to what it was until it"
-                f" has ended; {self._accounts.given_up()}"
-            )
+            raise InvalidConfig(f"{called}.schedd back to what it was until it has ended; {self._accounts.given_up()}")
 
     def forget(self, handles: Sequence[str]) -> None:
         gone = [t for t in map(self._register.by_handle, handles) if t is not None and t.stage is Stage.ENDED]

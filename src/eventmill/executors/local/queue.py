@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import orjson
 
 from eventmill.entities import Status
-from eventmill.errors import EventmillError, InvalidDescription, InvalidInput
+from eventmill.errors import EventmillError, InvalidConfig, InvalidDescription, InvalidInput
 from eventmill.executors.background import Background
 from eventmill.executors.base import Accepted, Attempt, CodeSource, Executor, Finished, Found, Recorded, Report, Started
 from eventmill.executors.delivery import Delivery
@@ -172,6 +172,12 @@ class LocalQueue(Executor):
                     self._cancel(tracked)
 
     async def find(self, recorded: Sequence[Recorded]) -> dict[str, Found]:
+        for each in recorded:
+            if each.handle and each.handle.rpartition("#")[0] != self._name:
+                raise InvalidConfig(
+                    f"pool '{self._name}': activation {each.activation} waits for job {each.handle}, which is none of"
+                    f" this machine's: put pools.{self._name}.kind back to what it was until it has ended"
+                )
         wanted = {each.activation for each in recorded}
         found: dict[str, Found] = {}
         # an activation's later attempts have later clusters, and are what counts
