@@ -367,7 +367,7 @@ def test_names_of_schedules() -> None:
             parse_schedule(name, {"every_s": 5})
 
 
-def dues(schedule: Schedule, after_ms: int, count: int) -> list[int]:
+def next_dues(schedule: Schedule, after_ms: int, count: int) -> list[int]:
     found: list[int] = []
     while len(found) < count and (due := schedule.next_after(after_ms)) is not None:
         found.append(due)
@@ -378,8 +378,8 @@ def dues(schedule: Schedule, after_ms: int, count: int) -> list[int]:
 def test_intervals_are_counted_from_their_start() -> None:
     schedule = parse_schedule("s", {"every_s": 60, "start": NOON + 7, "stop": NOON + 7 + 3 * MINUTE})
     expected = [NOON + 7 + n * MINUTE for n in range(3)]
-    assert dues(schedule, 0, 9) == dues(schedule, NOON, 9) == expected
-    assert dues(schedule, NOON + 7, 9) == expected[1:]
+    assert next_dues(schedule, 0, 9) == next_dues(schedule, NOON, 9) == expected
+    assert next_dues(schedule, NOON + 7, 9) == expected[1:]
     assert schedule.due_in(0, NOON + 6) is None
     assert schedule.due_in(0, NOON + 7) == (expected[0], 1)
     assert schedule.due_in(0, NOON + DAY) == (expected[2], 3)
@@ -390,13 +390,13 @@ def test_cron_between_start_and_stop() -> None:
     document = {"cron": "*/20 * * * * *", "start": "2024-06-01T12:00:40Z", "stop": "2024-06-01T12:01:20Z"}
     schedule = parse_schedule("s", document)
     expected = [NOON + 10_000, NOON + 30_000]
-    assert dues(schedule, 0, 9) == expected
+    assert next_dues(schedule, 0, 9) == expected
     assert schedule.due_in(0, NOON + DAY) == (expected[1], 2)
     assert schedule.times != parse_schedule("s", {**document, "stop": "2024-06-01T12:01:21Z"}).times
 
 
 def test_once() -> None:
     schedule = parse_schedule("s", {"at": "2024-06-01T14:00:30+02:00", "payload": {"a": 1}})
-    assert dues(schedule, 0, 9) == [NOON]
+    assert next_dues(schedule, 0, 9) == [NOON]
     assert schedule.next_after(NOON) is None
     assert (schedule.due_in(0, NOON - 1), schedule.due_in(0, NOON + DAY)) == (None, (NOON, 1))
