@@ -109,7 +109,31 @@ def test_annotations_that_are_gone_are_named_for_deletion(tmp_path: Path) -> Non
     text = "from eventmill import Mill\nmill = Mill('m')\n@mill.function(retries=2)\ndef f(): ...\n"
     document = documents(flow(tmp_path, text))["actions", "m/f"]
     assert annotated(document)["retries"] == 2
-    assert document["delAnnotations"] == ["description", "on_error", "on_hold", "partial", "pool", "timeout"]
+    gone = ["cloudevents", "description", "on_error", "on_hold", "partial", "pool", "timeout"]
+    assert document["delAnnotations"] == gone
+
+
+def test_a_service_is_an_action_without_code(tmp_path: Path) -> None:
+    loaded = flow(
+        tmp_path,
+        """
+        from eventmill import FlowError, Mill, files
+        mill = Mill("m")
+        thumbnail = mill.http("https://fn.example.org/t", name="thumbnail", structured=True, timeout="5s", retries=1)
+        @mill.function
+        def register(answer): ...
+        mill.on(files.written("/x/*"), thumbnail >> register)
+        try:
+            mill.http("fn.example.org", name="other")
+        except FlowError as e:
+            assert "https://" in str(e)
+        """,
+    )
+    document = documents(loaded)["actions", "m/thumbnail"]
+    assert document["exec"] == {"kind": "http", "url": "https://fn.example.org/t", "method": "POST"}
+    assert document["limits"] == {"timeout": 5000}
+    assert {"cloudevents": "structured", "retries": 1}.items() <= annotated(document).items()
+    assert "code" not in document["exec"]
 
 
 def test_completions_and_ticks_carry_the_namespace(tmp_path: Path) -> None:

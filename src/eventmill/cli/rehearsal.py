@@ -182,8 +182,8 @@ class Rehearsal:
         elif isinstance(action, Wrapped):
             end = self._call(action, params)
         else:
-            assert isinstance(action, SubmitJob)
-            hint = f"a submit description is not run here: give its result, --result '{action.name}={{…}}'"
+            what = "a submit description is not run" if isinstance(action, SubmitJob) else "a service is not called"
+            hint = f"{what} here: give its result, --result '{action.name}={{…}}'"
             end = _End(False, None, hint, "not run")
         end = replace(end, activation=id)
         outcome = end.outcome or ("succeeded" if end.ok else "failed")

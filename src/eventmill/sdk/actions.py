@@ -212,6 +212,38 @@ class SubmitJob(Coded):
         return {**super().annotations(), **self.place}
 
 
+class Service(Coded):
+    """Somebody else's HTTP service as an action: it gets the event, and its answer is the result."""
+
+    word = "service"
+
+    def __init__(
+        self,
+        mill: Mill,
+        url: str,
+        *,
+        name: str,
+        method: str = "POST",
+        structured: bool = False,
+        timeout: Union[float, str] = "60s",
+        instances: Optional[int] = None,
+        **common: Any,
+    ) -> None:
+        if not isinstance(url, str) or not url.startswith(("http://", "https://")):
+            raise FlowError(f"http({url!r}): write a URL that begins with https:// or http://")
+        super().__init__(mill, name, timeout=timeout, **common)
+        self.url = url
+        self.method = method
+        self.structured = structured
+        self.instances = None if instances is None else _count(instances, "instances", 1)
+
+    def limits(self) -> Dict[str, int]:
+        return {**super().limits(), **({} if self.instances is None else {"instances": self.instances})}
+
+    def annotations(self) -> Dict[str, Any]:
+        return {**super().annotations(), **({"cloudevents": "structured"} if self.structured else {})}
+
+
 class Composed(Action):
     """An action made of others: the common part of sequences and maps. Its `timeout` is that of the whole."""
 

@@ -10,6 +10,7 @@ from eventmill.sdk.actions import (
     Map,
     PythonJob,
     Sequence,
+    Service,
     SubmitJob,
     checked_action,
     checked_mapping,
@@ -166,6 +167,31 @@ class Mill:
             return self.define(PythonJob(self, function, **options))
 
         return define if what is None else define(what)
+
+    def http(
+        self,
+        url: str,
+        *,
+        name: str,
+        method: str = "POST",
+        structured: bool = False,
+        timeout: Union[float, str] = "60s",
+        instances: Optional[int] = None,
+        retries: Optional[int] = None,
+        parameters: Optional[Mapping[str, Any]] = None,
+        on_error: Optional[Action] = None,
+    ) -> Service:
+        """Make an action of an HTTP service: it is sent the event, or its predecessor's result, as a CloudEvent.
+
+        The server's configuration says which hosts may be called, and has their secrets. `structured`: the event whole
+        as the body, instead of its attributes as headers and its data as the body. The rest as for functions.
+        """
+        return self.define(
+            Service(
+                self, url, name=name, method=method, structured=structured, timeout=timeout, instances=instances,
+                retries=retries, parameters=parameters, on_error=on_error,
+            )
+        )  # fmt: skip
 
     def sequence(
         self,

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Set, Tuple, Union
 
-from eventmill.sdk.actions import Action, Map, PythonJob, Sequence, SubmitJob, Wrapped
+from eventmill.sdk.actions import Action, Map, PythonJob, Sequence, Service, SubmitJob, Wrapped
 from eventmill.sdk.archive import Archive, function_archive, python_job_archive, submit_job_archive
 from eventmill.sdk.errors import FlowError
 from eventmill.sdk.mill import Mill, Rule, Schedule
@@ -25,7 +25,7 @@ Document = Dict[str, Any]
 Entity = Tuple[str, str, Document]
 """(collection, name, document): what is PUT to `/namespaces/_/<collection>/<name>?overwrite=true`."""
 
-_OPTIONAL_ANNOTATIONS = ("description", "on_error", "on_hold", "partial", "pool", "retries", "timeout")
+_OPTIONAL_ANNOTATIONS = ("cloudevents", "description", "on_error", "on_hold", "partial", "pool", "retries", "timeout")
 _RESERVED_MODULES = ("__main__", "main__", "exec__", "eventmill")
 """What a worker calls its own modules (`main__` and `exec__`: OpenWhisk's Python runtime)."""
 
@@ -166,6 +166,8 @@ class _Packed:
             return {"kind": "sequence", "components": [f"/_/{step.path}" for step in action.components]}
         if isinstance(action, Map):
             return {"kind": "map", "components": [f"/_/{action.action.path}"]}
+        if isinstance(action, Service):
+            return {"kind": "http", "url": action.url, "method": action.method}
         root, module = self.flow.path.parent, self.flow.path.stem
         if isinstance(action, SubmitJob):
             return {"kind": "job", "code": submit_job_archive(action, root).base64(), "binary": True}

@@ -18,6 +18,7 @@ METHODS = ("POST", "PUT", "PATCH")
 """An event is the body of a request."""
 
 _URL = re.compile(r"https?://[!-\[\]-~]{1,2000}")  # ASCII without blanks, control characters and the backslash
+_PORT_MAX = 65535
 _PORTS = {"https": 443, "http": 80}
 
 
@@ -55,6 +56,6 @@ def _parsed(url: str) -> httpx.URL:
         raise InvalidEntity(f"the url is none: {e}") from e
     if parsed.userinfo or "@" in url.split("/")[2]:
         raise InvalidEntity("no user or password belongs in a url: the server's functions.http.headers are for that")
-    if not parsed.host or parsed.fragment:
-        raise InvalidEntity("the url must have a host, and no fragment (#)")
+    if not parsed.host or parsed.fragment or (parsed.port or 1) > _PORT_MAX:
+        raise InvalidEntity("the url must have a host, a port that there is, and no fragment (#)")
     return parsed
