@@ -148,6 +148,8 @@ def _activation_annotations(row: Activation, action: Action | None) -> list[Docu
     facts = row.usage or {}
     annotations: Document = {"path": row.action, "waitTime": max(0, (row.started or row.created) - row.created)}
     annotations["kind"] = action.kind
+    if row.binding is not None:
+        annotations["binding"] = row.binding
     if row.category is Category.CONDUCTOR:
         annotations |= {"kind": Category.SEQUENCE.value, "conductor": True}
     if row.category.has_steps:

@@ -35,7 +35,7 @@ _PLANS_MAX = 4096
 class Plan:
     """What has to be known of an action to call it by the name that was used (`namespace`, `name`), for `caller`.
 
-    `action`: its qualified name. `annotations`: its own. `below`: a binding's parameters, where neither the action nor
+    `action`: its qualified name. `binding`: that of the package that stands for its own. `annotations`: its own. `below`: a binding's parameters, where neither the action nor
     the payload has its own. `final`: those that a call must not set. `init`: those of the code's environment, which a
     call can't set either, but may try.
     """
@@ -45,6 +45,7 @@ class Plan:
     name: str
     caller: str
     action: str
+    binding: str | None
     annotations: Document
     below: Document
     final: frozenset[str]
@@ -98,7 +99,12 @@ class Invocations:
         self._throttle.call(plan.caller)
         try:
             return await self._engine.invoke(
-                plan.action, parameters, namespace=plan.caller, wait_s=wait_s, transaction=transaction
+                plan.action,
+                parameters,
+                namespace=plan.caller,
+                wait_s=wait_s,
+                transaction=transaction,
+                binding=plan.binding,
             )
         except NotFound:  # deleted since; what is there now decides on the answer
             await self._store.read(lambda tx: locate(tx, plan.namespace, plan.name, plan.caller))
@@ -143,6 +149,7 @@ def _plan(tx: Tx, namespace: str, name: str, caller: str, generation: int) -> Pl
         name=name,
         caller=caller,
         action=found.qualified,
+        binding=None if found.binding is None else f"{found.binding.namespace}/{found.binding.name}",
         annotations=annotations,
         below={key: value for key, value in below.items() if key not in documents.values(own)},
         final=frozenset(key for key, value in defined.items() if value is not None) if is_final else frozenset(),

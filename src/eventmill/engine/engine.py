@@ -173,9 +173,10 @@ class Engine:
         namespace: str | None = None,
         wait_s: float | None = None,
         transaction: str = "",
+        binding: str | None = None,
     ) -> Activation:
         """Call an action (qualified name) with these parameters, for a namespace (None: the action's own): NotFound if
-        it may not. Without `wait_s`: its activation, durably recorded. With it: the finished activation, or the
+        it may not. `binding`: the one that it was found through, which the activation shows. Without `wait_s`: its activation, durably recorded. With it: the finished activation, or the
         unfinished one: when the time is up, or as soon as it is a chain that waits for a job or a map. Raises NotFound,
         Unavailable."""
         self._backbone.check_room()
@@ -192,6 +193,7 @@ class Engine:
                 id=id,
                 namespace=namespace or action.partition("/")[0],
                 transaction=transaction,
+                binding=binding,
             )
             activation: Activation = await self._inbox.request(ask)
             if wait_s:

@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 _DONE_WRONG = (State.FAILED, State.CANCELLED)
 
 
-def invoke(turn: Turn, qualified: str, payload: bytes, id: str, namespace: str, transaction: str = "") -> Activation:
-    """A call by this namespace: an activation without a cause, with a random `id`. Raises NotFound;
-    Throttled or Unavailable if too many have not finished."""
+def invoke(
+    turn: Turn, qualified: str, payload: bytes, id: str, namespace: str, transaction: str = "", binding: str | None = None
+) -> Activation:
+    """A call by this namespace, perhaps through a binding: an activation without a cause, with a random `id`. Raises
+    NotFound; Throttled or Unavailable if too many have not finished."""
     action = turn.book.action(turn.tx, qualified, namespace)
     if action is None:
         raise NotFound(f"there is no action {qualified}")
@@ -40,6 +42,7 @@ def invoke(turn: Turn, qualified: str, payload: bytes, id: str, namespace: str, 
         partition=turn.home.id,
         attempts_left=turn.retries(action, turn.limits.attempts_call),
         transaction=transaction,
+        binding=binding,
     )
     turn.begin(action, payload, activation)
     turn.settle()

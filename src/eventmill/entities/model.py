@@ -207,5 +207,7 @@ class Activation:
     """Whose turn it waits for: its action's, or its batch system's; "" for what waits for nobody."""
     transaction: str = ""
     """The request that it began with, also that of its chain; "" if an event did."""
+    binding: str | None = None
+    """Qualified name of the binding that it was called through, if it was."""
     seq: int = 0
     """Its place in the order of recording; 0 until it is recorded."""

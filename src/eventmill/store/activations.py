@@ -465,7 +465,7 @@ def _values(a: Activation) -> tuple[Any, ...]:
         a.attempt, a.attempts_left, a.interruptions, a.finishes, int(a.cancelled), a.created, a.due, a.started, a.ended,
         a.deadline, a.handle, None if a.status is None else int(a.status), a.result, _dump(a.logs), _dump(a.usage),
         a.rule, a.cause_source, a.cause_id, None if a.parent is None else bytes.fromhex(a.parent), a.index, a.depth,
-        a.traceparent, a.chain, a.queue, a.transaction,
+        a.traceparent, a.chain, a.queue, a.transaction, a.binding,
     )  # fmt: skip
 
 
@@ -477,5 +477,6 @@ def _row(r: Sequence[Any]) -> Activation:
         status=None if r[19] is None else Status(r[19]), result=r[20],
         logs=tuple(orjson.loads(r[21])) if r[21] else (), usage=orjson.loads(r[22]) if r[22] else None,
         rule=r[23], cause_source=r[24], cause_id=r[25], parent=None if r[26] is None else r[26].hex(), index=r[27],
-        depth=r[28], traceparent=r[29], chain=r[30], queue=r[31], transaction=r[32], seq=r[33],
+        depth=r[28], traceparent=r[29], chain=r[30], queue=r[31], transaction=r[32], binding=r[33],
+        seq=r[34],
     )  # fmt: skip

@@ -139,6 +139,7 @@ activations = Table(
     Column("traceparent", String),
     Column("chain", LargeBinary),
     Column("transaction", String, nullable=False, server_default=""),
+    Column("binding", String),
     Index("activations_by_id", "id", unique=True),
     Index("activations_by_time", "namespace", "created"),
     Index("activations_alive", "state", "queue", "due", "seq", sqlite_where=text("state < 5")),
@@ -246,7 +247,13 @@ def _transactions(connection: Connection) -> None:
         connection.execute(text("ALTER TABLE activations ADD COLUMN \"transaction\" VARCHAR DEFAULT '' NOT NULL"))
 
 
-MIGRATIONS: Sequence[Migration] = (metadata.create_all, _topic_ids, _store_id, _map_slices, _transactions)
+def _bindings(connection: Connection) -> None:
+    """The binding that an activation was called through."""
+    if not any(column["name"] == "binding" for column in inspect(connection).get_columns("activations")):
+        connection.execute(text("ALTER TABLE activations ADD COLUMN binding VARCHAR"))
+
+
+MIGRATIONS: Sequence[Migration] = (metadata.create_all, _topic_ids, _store_id, _map_slices, _transactions, _bindings)
 """Migration n makes version n+1 of version n. Never change one that was released: append."""
 
 
