@@ -26,12 +26,14 @@ from eventmill.config import Settings, load
 from eventmill.engine import Engine
 from eventmill.executors import Executor
 from eventmill.executors.pool import Pool
+from eventmill.signing import Signer, function_key, new_key
 from eventmill.sources import parse_schedule
 from eventmill.store import SqliteStore
 
 T = TypeVar("T")
 Executors = Callable[[Settings, SqliteStore, Path], Mapping[str, Executor]]
 ANY_SOURCE = ("",)
+SIGNER = Signer(new_key())
 OPENWHISK_LIMITS = {
     "function_memory_mb": 512, "pending_per_namespace": 1000, "concurrent_invocations": 1000,
     "invocations_per_minute": 100_000, "fires_per_minute": 100_000,
@@ -146,7 +148,8 @@ async def _server(directory: Path, executors: Executors | None, overrides: Any) 
         engine = Engine(store, backbone, started, settings)
         await engine.start()
         stack.push_async_callback(engine.stop)
-        services = Services(store, engine, backbone, settings, check_schedule=partial(parse_schedule, "schedule"))
+        schedule = partial(parse_schedule, "schedule")
+        services = Services(store, engine, backbone, settings, signer=SIGNER, check_schedule=schedule)
         app = create_app(services)
         url = await stack.enter_async_context(_http(app))
         yield Running(url, asyncio.get_running_loop(), services, app.state.authenticator)
@@ -191,6 +194,7 @@ def pool(settings: Settings, store: SqliteStore, directory: Path) -> Mapping[str
         archive_files_max=limits.archive_files,
         archive_bytes_max=limits.archive_bytes,
         isolation="none",
+        key_of=partial(function_key, SIGNER),
     )
     return {"functions": functions}
 

@@ -20,14 +20,10 @@ STATED = {
     "says that something might be missing.",
     "sizes": "The `size` of a result is that of its JSON without blanks, and the limit is for that; OpenWhisk counts "
     "what the language's own encoder has made of it.",
-    "no keys for functions": "A function is given no `__OW_API_KEY`, whatever its annotation `provide-api-key` says: "
-    "of a key only a digest is kept.",
     "pinned sequences": "A sequence's components and their versions are fixed when it begins. If one of them is gone, "
     "or no longer open to the caller, it fails before its first step, and the error names the component.",
     "lists of conductors": "A conductor that returns a list gets a 500 as there, but with its activation, which "
     "says why.",
-    "bindings in activations": "The activation of an action that was called through a binding has no annotation "
-    "`binding`, and lists find it by the package's own name.",
     "headers of firings": "An action that a rule starts is not given the headers of the request that fired the trigger "
     "(`__ow_headers`), which have its key among them.",
     "triggers without rules": "A trigger that has lost its last rule has no field `rules`, as before its first; "
@@ -55,7 +51,6 @@ _PLACES: Mapping[str, Mapping[str, Sequence[int]]] = {
     "no keys for functions": {"results": (38,)},
     "pinned sequences": {"sequences": (26,), "published": (44,)},
     "lists of conductors": {"conductors": (23,)},
-    "bindings in activations": {"packages": (9,), "other-namespace": (21,), "published": (28,)},
     "headers of firings": {"triggers-rules": (17,)},
     "triggers without rules": {"wsk-trigger": (21,), "wsk-sequence": (21,), "wskdeploy": (12,)},
     "lists of web actions": {"web-responses": (26, 27)},
