@@ -35,9 +35,9 @@ _PLANS_MAX = 4096
 class Plan:
     """What has to be known of an action to call it by the name that was used (`namespace`, `name`), for `caller`.
 
-    `action`: its qualified name. `binding`: that of the package that stands for its own. `annotations`: its own. `below`: a binding's parameters, where neither the action nor
-    the payload has its own. `final`: those that a call must not set. `init`: those of the code's environment, which a
-    call can't set either, but may try.
+    `action`: its qualified name. `binding`: that of the package which stands for its own. `annotations`: its own.
+    `below`: a binding's parameters, where neither the action nor the payload has its own. `final`: those that a call
+    must not set. `init`: those of the code's environment, which a call can't set either, but may try.
     """
 
     generation: int

@@ -176,9 +176,9 @@ class Engine:
         binding: str | None = None,
     ) -> Activation:
         """Call an action (qualified name) with these parameters, for a namespace (None: the action's own): NotFound if
-        it may not. `binding`: the one that it was found through, which the activation shows. Without `wait_s`: its activation, durably recorded. With it: the finished activation, or the
-        unfinished one: when the time is up, or as soon as it is a chain that waits for a job or a map. Raises NotFound,
-        Unavailable."""
+        it may not. `binding`: the one that it was found through, which the activation shows. Without `wait_s`: its
+        activation, durably recorded. With it: the finished activation, or the unfinished one: when the time is up, or
+        as soon as it is a chain that waits for a job or a map. Raises NotFound, Unavailable."""
         self._backbone.check_room()
         self._check_trouble()
         payload = orjson.dumps(params)

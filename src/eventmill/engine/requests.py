@@ -26,7 +26,13 @@ _DONE_WRONG = (State.FAILED, State.CANCELLED)
 
 
 def invoke(
-    turn: Turn, qualified: str, payload: bytes, id: str, namespace: str, transaction: str = "", binding: str | None = None
+    turn: Turn,
+    qualified: str,
+    payload: bytes,
+    id: str,
+    namespace: str,
+    transaction: str = "",
+    binding: str | None = None,
 ) -> Activation:
     """A call by this namespace, perhaps through a binding: an activation without a cause, with a random `id`. Raises
     NotFound; Throttled or Unavailable if too many have not finished."""
