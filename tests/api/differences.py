@@ -48,7 +48,6 @@ _PLACES: Mapping[str, Mapping[str, Sequence[int]]] = {
     "failed starts": {"kinds": (12,)},
     "complete logs": {"results": (27,)},
     "sizes": {"results": (31,)},
-    "no keys for functions": {"results": (38,)},
     "pinned sequences": {"sequences": (26,), "published": (44,)},
     "lists of conductors": {"conductors": (23,)},
     "headers of firings": {"triggers-rules": (17,)},
