@@ -229,6 +229,7 @@ def test_its_code_is_that_with_which_it_began(tmp_path: Path) -> None:
         (done,) = await w.until_final(row.id)
         revisions = {(await w.row(id)).revision for id in done.logs[::2]}
         assert revisions == {row.revision}
+        assert await w.store.read(lambda tx: tx.entities.unused_revisions()) == []
 
     run(tmp_path, body, counting)
 

@@ -567,3 +567,15 @@ def test_the_request_that_it_began_with_is_known_to_all_of_a_chain(tmp_path: Pat
             assert transactions == ["t1", "t1", "t1", ""]
 
     run(body)
+
+
+def test_a_list_goes_through_a_chain_as_it_is(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path, {"list": lambda p: [p["n"], 2], "echo": lambda p: p}) as w:
+            await w.action("list")
+            await w.action("echo", parameters={"bound": 1})
+            await w.action("chain", "sequence", components=["list", "echo"])
+            done = await w.call("chain", {"n": 1})
+            assert (done.state, done.result) == (State.SUCCEEDED, b"[1,2]")
+
+    run(body)
