@@ -309,7 +309,7 @@ def _tree(client: Client, shown: Mapping[str, Any]) -> Any:
     def grow(branch: Tree, steps: list[Mapping[str, Any]]) -> None:
         for step in steps:
             below = branch.add(Text(_label(step)))
-            if step.get("category") in ("sequence", "map"):
+            if step.get("category") in ("sequence", "map", "conductor"):
                 grow(below, client.get(f"{PATH}/{step['activationId']}").get("steps", []))
 
     grow(tree, shown["steps"])
