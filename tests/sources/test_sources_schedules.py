@@ -327,7 +327,7 @@ def test_a_failing_clock_is_not_swallowed(tmp_path: Path) -> None:
     ("document", "message"),
     [
         ({}, "one of cron, every_s and at"),
-        ({"cron": "* * * * *", "every_s": 5}, "not both"),
+        ({"cron": "* * * * *", "every_s": 5}, "only one"),
         ({"cron": "* * * *"}, "five fields"),
         ({"cron": "0 0 * * * * *"}, "five fields"),
         ({"cron": "@daily"}, "five fields"),

@@ -28,7 +28,7 @@ from eventmill.engine.lint import Entity, Finding, lint
 from eventmill.engine.results import ResultFiles
 from eventmill.engine.rulebook import RuleBook
 from eventmill.engine.turn import Turn
-from eventmill.entities import Action, Activation, Category
+from eventmill.entities import Action, Activation, Category, Status
 from eventmill.errors import EventmillError, InvalidConfig, InvalidEntity, LostPartition, Unavailable
 from eventmill.executors import Attempt, Executor, Found, Recorded, Report
 from eventmill.points import reached
@@ -211,6 +211,20 @@ class Engine:
             partial(requests.fire, qualified=trigger, payload=orjson.dumps(payload), transaction=transaction)
         )
         return id
+
+    async def record(
+        self, action: str, namespace: str, params: Mapping[str, Any], status: Status, result: Mapping[str, Any], *,
+        started_ms: int,
+    ) -> Activation:  # fmt: skip
+        """Record what the server itself has done for a namespace that has called this action (qualified name), as an
+        activation that has ended. Raises NotFound, Unavailable."""
+        self._backbone.check_room()
+        ask = partial(
+            requests.record, qualified=action, namespace=namespace, params=orjson.dumps(params), status=status,
+            result=orjson.dumps(result), started_ms=started_ms, id=uuid.uuid4().hex,
+        )  # fmt: skip
+        row: Activation = await self._ask(ask)
+        return row
 
     async def cancel(self, id: str) -> Activation:
         """End an activation and its steps. Raises NotFound, or Conflict if it has ended."""

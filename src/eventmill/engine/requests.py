@@ -55,6 +55,30 @@ def invoke(
     return activation
 
 
+def record(
+    turn: Turn,
+    qualified: str,
+    namespace: str,
+    *,
+    params: bytes,
+    status: Status,
+    result: bytes,
+    started_ms: int,
+    id: str,
+) -> Activation:
+    """What the server itself has done for a caller of this action, as its activation: it has ended already. Raises
+    NotFound."""
+    action = turn.book.action(turn.tx, qualified, namespace)
+    if action is None:
+        raise NotFound(f"there is no action {qualified}")
+    row = turn.new(action, id, namespace=namespace, partition=turn.home.id, started=started_ms)
+    row.params = params
+    turn.changes.alive[namespace] += 1
+    turn.record(row)
+    turn.finish(row, State.SUCCEEDED if status is Status.SUCCESS else State.FAILED, status, result, on_error=False)
+    return row
+
+
 def _check_concurrency(turn: Turn, namespace: str) -> None:
     count, most = turn.alive(namespace), turn.limits.concurrent_invocations
     if count >= most:

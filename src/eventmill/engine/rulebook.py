@@ -155,6 +155,7 @@ def to_rule(stored: Stored, trigger: Stored) -> Rule:
         action=stored.document["action"],
         pattern=annotations.get("pattern"),
         parameters={p["key"]: p["value"] for p in trigger.document.get("parameters", [])},
+        payload=annotations.get("schedule", {}).get("payload", {}),
     )
 
 

@@ -169,7 +169,11 @@ class Turn:
                 depth=depth,
                 traceparent=traceparent if isinstance(traceparent, str) else None,
             )
-            self.begin(action, decide.merge(rule.parameters, orjson.dumps(event)), activation)
+            self.begin(
+                action,
+                decide.merge(rule.parameters, orjson.dumps({**event, **rule.payload} if rule.payload else event)),
+                activation,
+            )
 
     def over_quota(self, namespace: str) -> bool:
         """Whether a namespace has as many unfinished activations as it may."""

@@ -109,6 +109,8 @@ class Rule:
     """None: only fired by hand."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """The trigger's parameters: defaults below the event's attributes."""
+    payload: Mapping[str, Any] = field(default_factory=dict)
+    """What a schedule's ticks carry, as OpenWhisk's alarms do: above the tick's own attributes."""
 
 
 class Status(IntEnum):
