@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,17 +31,19 @@ def certificates(directory: Path) -> Certificates:
 
 def _make(directory: Path, made: Certificates) -> None:
     authority_key, key, certificate = (directory / name for name in ("authority.key", "server.key", "server.crt"))
-    _request("/CN=Eventmill tests", authority_key, made.authority, "basicConstraints=critical,CA:TRUE")
+    signs = ["basicConstraints=critical,CA:TRUE", "keyUsage=keyCertSign"]
+    _request("/CN=Eventmill tests", authority_key, made.authority, signs)
     signed = ["-CA", str(made.authority), "-CAkey", str(authority_key)]
-    _request("/CN=localhost", key, certificate, "subjectAltName=DNS:localhost,IP:127.0.0.1", *signed)
+    serves = ["basicConstraints=CA:FALSE", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    _request("/CN=localhost", key, certificate, serves, *signed)
     made.server.write_text(key.read_text() + certificate.read_text())
 
 
-def _request(subject: str, key: Path, certificate: Path, extension: str, *signed: str) -> None:
+def _request(subject: str, key: Path, certificate: Path, extensions: Sequence[str], *signed: str) -> None:
     openssl = program("openssl", "openssl")
     command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     files = ["-keyout", str(key), "-out", str(certificate), "-days", str(DAYS)]
-    says = ["-subj", subject, "-addext", extension]
+    says = ["-subj", subject, *(word for extension in extensions for word in ("-addext", extension))]
     ran = subprocess.run([*command, *files, *says, *signed], capture_output=True, text=True)
     if ran.returncode != 0:
         raise KafkaTrouble(f"openssl could not make a certificate:\n{ran.stderr}")
