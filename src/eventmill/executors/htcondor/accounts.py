@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from eventmill.config import Pool
@@ -54,7 +55,8 @@ class Accounts:
             if not await self._threads.run(self._rooms.is_empty):
                 raise InvalidConfig(self._elsewhere(str(e))) from e
             self._pin.name = ""
-            await condor.ping()
+            with suppress(Unavailable):
+                await condor.ping()
         except Unavailable:
             pass  # it is said in `condition`; jobs wait
 

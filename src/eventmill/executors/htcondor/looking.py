@@ -175,7 +175,7 @@ class Looker:
         `sending`: activations whose jobs may be in the queue though their numbers have not been heard yet.
         """
         found: dict[str, str] = {}
-        unheard = False
+        unheard = self.suspects = False  # it may be suspected anew meanwhile
         for identity in self._accounts.identities():
             try:
                 found |= await self._orphans(identity, server)
@@ -185,7 +185,7 @@ class Looker:
             for activation in found.keys() & sending():
                 del found[activation]
                 unheard = True
-        self.suspects = unheard or bool(found)  # an activation may have several, of which one was found
+        self.suspects |= unheard or bool(found)  # an activation may have several, of which one was found
         return found
 
     async def _orphans(self, identity: str, server: str) -> dict[str, str]:
