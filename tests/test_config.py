@@ -27,6 +27,7 @@ def test_a_file_an_option_and_the_environment(tmp_path: Path, monkeypatch: pytes
     assert settings.limits.attempts_event == 3
 
 
+CONDOR = "[pools.site]\nkind = 'htcondor'\n"
 KAFKA = "[backbone]\nkind = 'kafka'\n"
 TOPICS = KAFKA + "[[topics]]\n"
 WRONG = [
@@ -94,6 +95,10 @@ WRONG = [
         "topics.0.map.id: Value error, 'a..b' is not names joined by dots",
     ),
     (2 * "[[topics]]\nname = 'x'\ndecoder = 'dcache'\n" + KAFKA, "topics: 'x' has two rows"),
+    (CONDOR + "report_url = 'http://mill.example.org'", "'http://mill.example.org' must be an https URL"),
+    (CONDOR + "report_url = 'https://user@mill.example.org'", "without user and query"),
+    (CONDOR + "report_url = 'https://mill.example.org'\nevent_log = '/log'", "leave out event_log, or report_url"),
+    (CONDOR + "spool_dir = '/spool'", "spool_dir needs event_log or report_url"),
     (TOPICS + "name = 'eventmill.events'\ndecoder = 'cloudevents'", "topics: 'eventmill.events' is backbone.topic"),
     ("[[topics]]\nname = 'x'\ndecoder = 'dcache'", 'topics: they are read from Kafka: set backbone.kind = "kafka"'),
 ]

@@ -94,7 +94,9 @@ class Pool(_Section):
         if others := self.model_fields_set - own:
             raise ValueError(f"{', '.join(sorted(others))}: not for a pool of kind {self.kind}")
         if self.spool_dir is not None and self.event_log is None and not self.report_url:
-            raise ValueError("spool_dir needs event_log: a log of ours would have to be writable for all jobs' owners")
+            raise ValueError(
+                "spool_dir needs event_log or report_url: a log of ours would have to be writable for all jobs' owners"
+            )
         if self.report_url and self.event_log is not None:
             raise ValueError("report_url is for pools whose events can't be read: leave out event_log, or report_url")
         if self.report_url and not _is_safe(self.report_url):

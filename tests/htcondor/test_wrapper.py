@@ -160,11 +160,11 @@ def test_nobody_but_the_server_is_given_the_token(tmp_path: Path, tmp_path_facto
     """Who has no certificate that the node trusts is told nothing; other authorities can be named."""
     made = certificates(tmp_path_factory.mktemp("tls"))
     with serving(certificate=made.server) as server:
-        for environment, heard in (({}, []), ({"SSL_CERT_FILE": str(made.authority)}, [REPORT])):
+        for trusted, heard in ((Path("/dev/null"), []), (made.authority, [REPORT])):
             job = Job(tmp_path, server.server_port)
             job.order.write_text(job.order.read_text().replace("http:", "https:"))
             job.be_impatient()
-            code, _, err = job.run("/bin/true", **environment)
+            code, _, err = job.run("/bin/true", SSL_CERT_FILE=str(trusted))
             assert (code, server.heard) == (0, heard)
             assert (b"CERTIFICATE_VERIFY_FAILED" in err) == (not heard)
 
