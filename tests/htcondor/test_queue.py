@@ -25,6 +25,10 @@ pytestmark = pytest.mark.slow
 
 CODES = {
     "quick": script("exit 0", "request_memory = 16\nrequest_disk = 100"),
+    "reads": script(
+        'echo "{\\"read\\": \\"$(cat frames)\\"}" > result.json',
+        "transfer_input_files = $(path)\nrequest_memory = 16\nrequest_disk = 100",
+    ),
     "rude": script("exit 0", "request_memory = 16\nrequest_disk = 100\n+Rude = $(rude)"),
 }
 MOST, OWNERS = 3, 7
@@ -168,6 +172,46 @@ def test_an_order_that_is_denied_is_given_up_and_others_go_on(strict: CondorPool
             assert (await driver.finished(jobs[1])).status is Status.SUCCESS
             assert driver.executor.counts()["orders_denied"] == 1
         strict.run("condor_rm", "-all")
+
+    run(work)
+
+
+def test_jobs_of_a_namespace_without_its_token_are_not_touched(strict: CondorPool, tmp_path: Path) -> None:
+    async def work() -> None:
+        waits = job()
+        async with driving(made(strict, tmp_path, tokens=tokens(strict)), releases=False) as driver:
+            await held_of(driver, [waits])
+            handle = accepted(driver)[waits.activation]
+        async with driving(made(strict, tmp_path, tokens={"other": strict.token("bob")})) as driver:
+            recorded = Recorded(activation=waits.activation, namespace="guest", handle=handle)
+            assert (await driver.executor.find([recorded]))[waits.activation].running
+            driver.executor.release([handle])
+            assert "no token any more" in value(await driver.finished(waits))["error"]
+            assert len(strict.queue(f'EventmillActivation == "{waits.activation}"')) == 1
+        strict.run("condor_rm", "-all")
+
+    run(work)
+
+
+# files
+
+
+def test_what_was_checked_is_what_a_job_reads(condor: CondorPool, tmp_path: Path) -> None:
+    frames = tmp_path / "results" / "guest" / "frames"
+    frames.parent.mkdir(parents=True)
+    frames.write_text("frames")
+    (tmp_path / "secret").write_text("secret")
+
+    async def work() -> None:
+        async with driving(made(condor, tmp_path), releases=False) as driver:
+            reads = job("reads", params={"path": str(frames)})
+            await held_of(driver, [reads])
+            frames.unlink()
+            frames.symlink_to(tmp_path / "secret")
+            driver.executor.release(list(accepted(driver).values()))
+            assert value(await driver.finished(reads))["read"] == "frames"
+            (end,) = await driver.run(job("reads", params={"path": str(frames)}))
+            assert "leads out of the directories" in value(end)["error"]
 
     run(work)
 
