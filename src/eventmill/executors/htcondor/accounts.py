@@ -99,7 +99,8 @@ class Accounts:
         if not self._pool.tokens and not self._only_namespace:
             self._only_namespace = namespaces[0]
             await self._threads.run(self._rooms.remember, NAMESPACE, self._only_namespace)
-        while self._pool.spool_dir is not None and identity not in self.owners:
+        asks = self._pool.spool_dir is not None and self.may_ask(identity)
+        while asks and identity not in self.owners:
             try:
                 ping = await self.condor(identity).ping()
                 self.owners[identity] = str(ping["identity"]).partition("@")[0]
