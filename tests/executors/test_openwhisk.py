@@ -24,7 +24,7 @@ from eventmill.executors import Accepted, Attempt, Executor, Finished, Recorded
 from eventmill.executors.openwhisk import Client, OpenWhisk, executor, packing
 from eventmill.executors.openwhisk.limits import TheirLimits
 from eventmill.store import SqliteStore
-from tests.api.conftest import running
+from tests.api.conftest import Caller, running
 from tests.executors import faulty
 from tests.executors.driving import attempt, driving, value
 from tests.executors.faulty import Faults
@@ -33,6 +33,7 @@ from tests.openwhisk import server as real
 
 pytestmark = pytest.mark.slow
 
+SHORT = {"memory": 128, "timeout": 5000}
 SMALL = {"memory_mb": 128, "timeout_ms": 2000}
 WITNESS = "def main(args):\n    print(args['word'], file=open(args['witness'], 'a'))\n    return {'word': args['word']}"
 
@@ -250,6 +251,29 @@ def test_what_outlasts_the_wait_is_accepted_and_found_by_the_next_server(target:
     asyncio.run(work())
 
 
+def test_what_was_accepted_and_has_no_record_keeps_its_handle(
+    eventmill: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "_LOST_MAX", 2)
+
+    def nothing_known(head: bytes) -> bytes:
+        return one_millisecond(head).replace(b"/activations/", b"/activations/0")
+
+    async def work() -> None:
+        library, faults = Library(), Faults(edit=nothing_known)
+        action = library.text("import time\ndef main(a):\n    time.sleep(0.1)\n    return {}", timeout_ms=200)
+        async with (
+            faulty.faulty(eventmill[0], faults) as url,
+            driving(Target(*eventmill).executor(library, url=url)) as driver,
+        ):
+            each = attempt(action)
+            (end,) = await driver.run(each)
+            assert (end.status, end.final, end.handle) == (Status.INTERNAL_ERROR, False, driver.handle_of(each))
+            assert len([report for report in driver.reports if isinstance(report, Accepted)]) == 1
+
+    asyncio.run(work())
+
+
 def test_an_action_that_vanishes_is_put_again(target: Target) -> None:
     async def work() -> None:
         library = Library()
@@ -376,7 +400,35 @@ def test_a_key_is_read_from_where_it_stands_and_never_shown(tmp_path: Path) -> N
             load(functions={**functions, **wrong})
 
 
-# the other side dies
+# with the engine, and when one side dies
+
+
+def test_a_server_that_ends_leaves_a_long_function_to_the_next(eventmill: tuple[str, str], tmp_path: Path) -> None:
+    witness, faults = tmp_path / "witness", Faults(edit=one_millisecond)
+    code = f"import time\n{WITNESS.replace('return', 'time.sleep(1.5); return')}"
+
+    def life(url: str) -> None:
+        def executors(settings: Settings, store: SqliteStore, directory: Path) -> Mapping[str, Executor]:
+            client = Client(url, eventmill[1], verify=True, connections_max=8)
+            return {"functions": OpenWhisk(store.code, client, connections_max=8)}
+
+        with running(tmp_path, executors) as server, server.caller() as caller:
+            caller.function("long", code, limits=SHORT)
+            call = caller.api("POST", "actions/long", {"word": "once", "witness": str(witness)})
+            own = f"/eventmill/v1/activations/{call.json()['activationId']}"
+            wait(lambda: caller.get(own).json()["handle"])
+            key = caller.key
+        with running(tmp_path, executors) as server, Caller(server.url, "", key) as caller:
+            known = wait(lambda: (found := caller.get(own).json())["state"] == "succeeded" and found)
+            assert known["result"] == {"word": "once"}
+            assert known["usage"]["openwhisk"] == known["handle"]
+
+    async def work() -> None:
+        async with faulty.faulty(eventmill[0], faults) as url:
+            await asyncio.to_thread(life, url)
+
+    asyncio.run(work())
+    assert witness.read_text().split() == ["once"]
 
 
 @pytest.fixture
@@ -398,7 +450,7 @@ def test_it_is_killed_under_load(mortal: real.OpenWhisk, tmp_path: Path) -> None
         return {"functions": OpenWhisk(store.code, client, connections_max=8)}
 
     with running(tmp_path, executors) as server, server.caller() as caller:
-        caller.function("write", code, limits={"memory": 128, "timeout": 5000})
+        caller.function("write", code, limits=SHORT)
         ids = [
             caller.api("POST", "actions/write", {"word": f"w{n}", "witness": str(witness)}).json()["activationId"]
             for n in range(count)

@@ -48,6 +48,10 @@ class Lost(Trouble):
     """The request was sent, and no answer came: it may have been done."""
 
 
+class NoRecord(Lost):
+    """It was accepted, and nothing is known of it any more."""
+
+
 class Missing(Trouble):
     """There is no such action or activation (yet)."""
 

@@ -23,7 +23,7 @@ from eventmill.entities import Action, Document
 from eventmill.errors import InvalidConfig
 from eventmill.executors.base import Accepted, Attempt, CodeSource, Found, Recorded
 from eventmill.executors.openwhisk import packing
-from eventmill.executors.openwhisk.client import Away, Client, Lost, Missing, Refused, Throttled, Trouble
+from eventmill.executors.openwhisk.client import Away, Client, Lost, Missing, NoRecord, Refused, Throttled, Trouble
 from eventmill.executors.openwhisk.endings import Ended, is_of, of_call, of_document
 from eventmill.executors.openwhisk.limits import TheirLimits
 from eventmill.executors.pool.outcomes import developer_error, internal_error
@@ -171,15 +171,7 @@ class OpenWhisk(RemoteExecutor):
             self._used_ms[name] = sent_ms = now_ms()
             puts = self._puts[name]
             try:
-                called = await self._client.call(name, body, attempt.activation)
-                self._note(None)
-                self._counts["called"] += 1
-                if called.document is not None or called.array is not None:
-                    return of_call(called)
-                self._accepted(attempt, called.activation)
-                if (ended := await self._until_ended(called.activation, action.limits.timeout_ms, name, puts)) is None:
-                    raise Lost(f"activation {called.activation} has no record")
-                return ended
+                return await self._call(attempt, name, body, puts)
             except Missing as e:
                 deployed += 1
                 if deployed > _DEPLOYED_MAX:
@@ -196,10 +188,24 @@ class OpenWhisk(RemoteExecutor):
             except Lost as e:
                 lost += 1
                 self._counts["lost"] += 1
-                if (ended := await self._look_for(attempt, name, sent_ms, puts)) is not None:
-                    return ended
+                found = None if isinstance(e, NoRecord) else await self._look_for(attempt, name, sent_ms, puts)
+                if found is not None:
+                    return found
                 if lost >= _LOST_MAX:
                     return Ended(internal_error(f"OpenWhisk's answer was lost {lost} times: {e}"))
+
+    async def _call(self, attempt: Attempt, name: str, body: bytes, puts: int) -> Ended:
+        """Call once, and wait for the end. Raises Trouble."""
+        called = await self._client.call(name, body, attempt.activation)
+        self._note(None)
+        self._counts["called"] += 1
+        if called.document is not None or called.array is not None:
+            return of_call(called)
+        self._accepted(attempt, called.activation)
+        ended = await self._until_ended(called.activation, attempt.action.limits.timeout_ms, name, puts)
+        if ended is None:
+            raise NoRecord(f"there is no record of activation {called.activation}")
+        return ended
 
     async def _deploy(self, action: Action, name: str, puts: int) -> Ended | None:
         """Put the action, unless somebody has since `puts`; how the attempt has ended if that can't be done."""
@@ -222,9 +228,11 @@ class OpenWhisk(RemoteExecutor):
                     await pauses.next()
 
     def _accepted(self, attempt: Attempt, id: str) -> None:
-        """It runs for longer than OpenWhisk lets us wait."""
-        self._under_way[attempt.activation, attempt.number].handle = id
-        self._background.report(Accepted(activation=attempt.activation, attempt=attempt.number, handle=id))
+        """It outlasts OpenWhisk's wait. An attempt keeps its first handle, even if it has to be called again."""
+        under_way = self._under_way[attempt.activation, attempt.number]
+        if under_way.handle is None:
+            under_way.handle = id
+            self._background.report(Accepted(activation=attempt.activation, attempt=attempt.number, handle=id))
 
     async def _follow(self, key: tuple[str, int], id: str) -> None:
         """What an earlier server called: its action, and so its time limit, are not known here."""
