@@ -20,6 +20,7 @@ STATED = {
     "says that something might be missing.",
     "sizes": "The `size` of a result is that of its JSON without blanks, and the limit is for that; OpenWhisk counts "
     "what the language's own encoder has made of it.",
+    "beside an error": "What a function returns besides `error` is kept; OpenWhisk keeps only that.",
     "pinned sequences": "A sequence's components and their versions are fixed when it begins. If one of them is gone, "
     "or no longer open to the caller, it fails before its first step, and the error names the component.",
     "lists of conductors": "A conductor that returns a list gets a 500 as there, but with its activation, which "
@@ -34,6 +35,9 @@ STATED = {
     "numbers": "A number that is too large for a double is refused (400); OpenWhisk hands infinity to the action.",
     "one representation": "The header `Accept` is not looked at: an answer is JSON. OpenWhisk does what is asked and "
     "then answers 406.",
+    "updates at once": "Of several updates of one entity at once none is refused (409): they are done one by one.",
+    "throttled rules": "Calls and firings are counted and refused as there, but what a firing's rules start is not: it "
+    "waits. OpenWhisk drops it, and says so in the logs of the firing's record.",
     "escapes in paths": "`%2F` and `%2E%2E` in a path are read as the characters that they stand for.",
 }
 """A name, and what it means for users."""
@@ -44,10 +48,11 @@ _PLACES: Mapping[str, Mapping[str, Sequence[int]]] = {
         "action-refusals": (8,), "wsk-sequence": (23, 24), "parameters": (23, 26), "annotations": (6, 7),
         "kinds": (14, 16), "collections": (42, 46),
     },
-    "kinds": {"action-refusals": (2,), "kinds": (3,)},
+    "kinds": {"action-refusals": (2,), "kinds": (3,), "deprecated": (1,)},
     "failed starts": {"kinds": (12,)},
     "complete logs": {"results": (27,)},
     "sizes": {"results": (31,)},
+    "beside an error": {"nodejs": (12,)},
     "pinned sequences": {"sequences": (26,), "published": (44,)},
     "lists of conductors": {"conductors": (23,)},
     "headers of firings": {"triggers-rules": (17,)},
@@ -55,7 +60,9 @@ _PLACES: Mapping[str, Mapping[str, Sequence[int]]] = {
     "lists of web actions": {"web-responses": (26, 27)},
     "empty names": {"parameters": (18,)},
     "numbers": {"bodies": (33,)},
-    "one representation": {"accepts": (6, 8, 10, 12, 13)},
+    "one representation": {"accepts": (6, 8, 10, 12, 13), "accept": (1,)},
+    "updates at once": {"conflict": (2,)},
+    "throttled rules": {"throttling": (7,)},
     "escapes in paths": {"paths": (11, 12)},
 }  # fmt: skip
 DIFFERENT = {

@@ -6,6 +6,7 @@ activation that the answers of a session have named.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 Request = dict[str, Any]
@@ -13,6 +14,8 @@ Request = dict[str, Any]
 PYTHON = "python:3.11"
 ECHO = "def main(a):\n    return a"
 NODE = "function main(a) { return {greeting: 'Hello ' + (a.name || 'you')}; }"
+SKELETON = "openwhisk/dockerskeleton"
+ANSWERS = "#!/bin/sh\nwhile read -r line; do echo '%s' >&3; done\n"
 ZIP = (
     "UEsDBBQAAAAAAAAAIQDo/9lsKQAAACkAAAALAAAAX19tYWluX18ucHlkZWYgbWFpbihhKToKICAgIHJldHVybiB7J3ppcHBlZCc6IFRydWV9Cl"
     "BLAQIUAxQAAAAAAAAAIQDo/9lsKQAAACkAAAALAAAAAAAAAAAAAACAAQAAAABfX21haW5fXy5weVBLBQYAAAAAAQABADkAAABSAAAAAAA="
@@ -53,9 +56,9 @@ def delete(path: str, query: str = "", **more: Any) -> Request:
     return call("DELETE", path, None, query, **more)
 
 
-def code(text: str = ECHO, kind: str = PYTHON, **fields: Any) -> Any:
+def code(text: str = ECHO, kind: str = PYTHON, *, image: str | None = None, **fields: Any) -> Any:
     """The body of an action."""
-    return {"exec": {"kind": kind, "code": text}, **fields}
+    return {"exec": {"kind": kind, "code": text, **({"image": image} if image else {})}, **fields}
 
 
 def sequence(*components: str) -> Any:
@@ -671,6 +674,53 @@ SESSIONS: dict[str, list[Request]] = {
             caller="none",
             headers={"Origin": "http://example.com", "Access-Control-Request-Method": "PUT"},
         ),
+    ],
+    # how functions in JavaScript end
+    "nodejs": list(
+        chain.from_iterable(
+            (put("actions/f", code(text, "nodejs:20"), "overwrite=true"), post("actions/f", {"n": 1}, "blocking=true"))
+            for text in (
+                "function main(p) { return { got: p } }",
+                "const main = async () => [1, 'a']",
+                "exports.main = () => ({ exported: 1 })",
+                "function main() { return }",
+                "const main = () => ({ a: NaN, f() {}, u: undefined })",
+                "const main = () => ({ error: 'x', b: 1 })",
+                "const main = () => ({ error: undefined, b: 1 })",
+                "const main = () => null",
+                "const main = () => 'text'",
+                "const main = () => 7",
+                "const main = () => new Date(0)",
+                "function main() { const a = {}; a.a = a; return a }",
+                "const main = () => ({ a: 10n })",
+                "function main() { throw new TypeError('boom') }",
+                "function main() { throw 'boom' }",
+                "const main = () => Promise.reject({ a: 1, f() {} })",
+                "const main = () => Promise.reject('no')",
+                "const main = () => Promise.reject()",
+                "function main() { process.exit(3) }",
+                "const other = 1",
+                "const main = 7",
+            )
+        )
+    ),
+    # executables: scripts that answer on descriptor 3
+    "executables": [
+        put("actions/f", {"exec": {"kind": "blackbox", "image": "openwhisk/dockerskeleton"}}),
+        post("actions/f", {}, "blocking=true"),
+        *chain.from_iterable(
+            (
+                put("actions/f", code(ANSWERS % text, "blackbox", image=SKELETON), "overwrite=true"),
+                post("actions/f", {"n": 1}, "blocking=true"),
+            )
+            for text in ('{"a":1}', "[1,2]", '{"error":"x"}', '{"error":null}', "7", "null", "hello")
+        ),
+        put("actions/f", code("#!/bin/sh\nread -r line\nexit 3\n", "blackbox", image=SKELETON), "overwrite=true"),
+        post("actions/f", {}, "blocking=true"),
+        put("actions/f", code("#!/bin/sh\nexit 3\n", "blackbox", image=SKELETON), "overwrite=true"),
+        post("actions/f", {}, "blocking=true"),
+        get("actions/f"),
+        delete("actions/f"),
     ],
 }
 """By name."""

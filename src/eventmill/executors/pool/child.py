@@ -22,7 +22,7 @@ from typing import Any
 from eventmill.executors.pool import protocol
 from eventmill.executors.pool.deaths import describe
 from eventmill.executors.pool.loader import NO_MEMORY, NO_START, LoadError
-from eventmill.executors.pool.outcome import NO_OBJECT_TEXT, Outcome, failure, finished
+from eventmill.executors.pool.outcome import NO_OBJECT_TEXT, NULL_TEXT, Outcome, failure, finished
 from eventmill.executors.pool.protocol import Call
 
 ANSWER_BYTES_MAX = 64 << 20
@@ -232,6 +232,8 @@ def _of_launcher(answer: bytes) -> Outcome:
 
 
 def _of_executable(answer: bytes) -> Outcome:
+    if answer.strip() == b"null":
+        return failure(protocol.BAD_RESULT, NULL_TEXT)
     try:
         result = json.loads(answer)
     except (ValueError, RecursionError):

@@ -20,6 +20,8 @@ NO_START = "Cannot start action. Check logs for details."
 NO_MEMORY = "The action exhausted its memory and was aborted."
 NO_DIRECTORY_MAIN = "Zip file does not include __main__"
 NO_ACTIVATE = "Invalid virtualenv. Zip file does not include 'activate_this.py'."
+REQUIREMENTS = "requirements.txt"
+NOT_INSTALLED = "Nothing is installed from requirements.txt: put the modules, or a virtualenv, into the archive."
 
 MODULE = "main__"
 
@@ -63,6 +65,8 @@ def load(name: str, source: bytes, directory: str | None, main: str) -> Function
         raise LoadError(NO_MEMORY, final=False) from e
     except BaseException as e:  # SystemExit too: code that ends the process can't be started
         print_traceback(e, skip=1)
+        if isinstance(e, ImportError) and os.path.exists(os.path.join(directory or "", REQUIREMENTS)):
+            print(NOT_INSTALLED, file=sys.stderr)  # noqa: T201
         raise LoadError(NO_START, final=isinstance(e, AttributeError | SyntaxError)) from e
     if not callable(function):
         raise _refused(f"'{main}' is not a function", NO_START)
