@@ -26,6 +26,7 @@ from prometheus_client import CollectorRegistry
 
 from eventmill import logs
 from eventmill.api import Services, create_app
+from eventmill.api.catalog import install
 from eventmill.api.protocol import Bounded
 from eventmill.backbone import Backbone
 from eventmill.backbone.embedded import EmbeddedBackbone
@@ -38,6 +39,7 @@ from eventmill.events import PathTable
 from eventmill.executors import Executor
 from eventmill.executors.htcondor import LOCAL_SCHEDD, CondorQueue, Reporting
 from eventmill.executors.http import HttpFunctionsExecutor
+from eventmill.executors.kinds import kinds_of
 from eventmill.executors.local import LocalQueue
 from eventmill.executors.openwhisk import OpenWhisk
 from eventmill.executors.pool import Pool
@@ -104,6 +106,7 @@ async def _serve(
         signer=signer, check_schedule=partial(parse_schedule, "schedule"),
     )))  # fmt: skip
 
+    await install(store, settings.limits, kinds_of(settings.functions))
     await backbone.start()
     for executor in executors.values():
         await executor.start()

@@ -19,12 +19,14 @@ import uvicorn
 from starlette.applications import Starlette
 
 from eventmill.api import Authenticator, Services, create_app
+from eventmill.api.catalog import install
 from eventmill.api.protocol import Bounded
 from eventmill.backbone.embedded import EmbeddedBackbone
 from eventmill.backbone.room import Room
 from eventmill.config import Settings, load
 from eventmill.engine import Engine
 from eventmill.executors import Executor
+from eventmill.executors.kinds import kinds_of
 from eventmill.executors.pool import Pool
 from eventmill.signing import Signer, function_key, new_key
 from eventmill.sources import parse_schedule
@@ -151,6 +153,7 @@ async def _server(directory: Path, executors: Executors | None, overrides: Any) 
         schedule = partial(parse_schedule, "schedule")
         services = Services(store, engine, backbone, settings, signer=SIGNER, check_schedule=schedule)
         app = create_app(services)
+        await install(store, settings.limits, kinds_of(settings.functions))
         url = await stack.enter_async_context(_http(app))
         yield Running(url, asyncio.get_running_loop(), services, app.state.authenticator)
 

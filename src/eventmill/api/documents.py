@@ -314,7 +314,19 @@ def check_pattern(pattern: Mapping[str, Any], limits: Limits) -> None:
 
 
 def trigger(change: Document, old: Document | None) -> Document:
-    return {**_merged(change, old, "parameters"), "limits": {}}
+    document = {**_merged(change, old, "parameters"), "limits": {}}
+    if old is not None:
+        given = document["annotations"]
+        document["annotations"] = [*given, *_of_feed(given, old["annotations"])]
+    return document
+
+
+def _of_feed(new: list[Document], old: list[Document]) -> list[Document]:
+    """What a feed has put on a trigger stays when the trigger is put again for the same feed, as clients do."""
+    annotations = values(new)
+    if annotations.get("feed") is None or annotations["feed"] != values(old).get("feed"):
+        return []
+    return [pair for pair in old if pair["key"] in ("schedule", "pattern") and pair["key"] not in annotations]
 
 
 # packages

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from eventmill.api import answers, documents
+from eventmill.api.alarms import Alarms
 from eventmill.api.errors import Refusal, malformed_query
 from eventmill.api.lookup import locate
 from eventmill.api.revisions import Revisions
@@ -72,6 +73,7 @@ class Invocations:
         self._engine = services.engine
         self._revisions = revisions
         self._throttle = throttle
+        self._alarms = Alarms(services)
         self._plans: dict[tuple[str, str, str], Plan] = {}
 
     async def plan(self, namespace: str, name: str, caller: str) -> Plan:
@@ -97,6 +99,8 @@ class Invocations:
         `parameters` are `plan.parameters(…)`. Raises Refusal, Throttled, Unavailable.
         """
         self._throttle.call(plan.caller)
+        if Alarms.serves(plan.action):
+            return await self._alarms.call(plan.action, plan.caller, parameters)
         try:
             return await self._engine.invoke(
                 plan.action,
