@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -14,7 +15,8 @@ ENTITIES = ("routes", "action-crud", "action-refusals", "names", "lists")
 """Sessions that run nothing: they take no time."""
 
 EXCERPTS = ("waits", "conflict", "accept", "throttling", "deprecated")
-"""Single steps out of something longer, which can't be replayed by themselves."""
+"""Single steps out of something longer, which can't be replayed by themselves: `conflict` is a test below, `accept` and
+`waits` are in `accepts` and `queries`, and test_throttling.py has what the others need, a server with other limits."""
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,20 @@ def test_answers_as_openwhisk_does(callers: Callers, session: str) -> None:
             differences = [] if differences else [f"no longer different: {difference}"]
         found += [f"{session} {step['step']} {step['request']['path']}: {text}" for text in differences]
     assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("session", ["conflict"])
+def test_updates_at_once(callers: Callers, session: str) -> None:
+    """Each is done, or refused as lost."""
+    made, lost = sessions()[session]
+    replay = Replay(callers.owner, callers.other)
+    assert replay.step(made) == []
+    with ThreadPoolExecutor(6) as threads:
+        answers = list(threads.map(replay.send, [lost["request"]] * 6))
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert [text for answer in refused for text in replay.differences(lost["response"], answer)] == []
+    assert len(refused) < 6
+    assert not (callers.is_ours and refused)
 
 
 def test_the_page_lists_the_differences() -> None:

@@ -372,7 +372,7 @@ OTHER = "zzz"
         ("triggers/x", {"publish": "no"}, 400, MALFORMED + 'Expected JsBoolean, but got "no"'),
         ("triggers/x", {"version": "x"}, 400, MALFORMED + "semantic version malformed"),
         ("triggers/x", trigger(feed=1), 400, "Feed name is not valid"),
-        ("triggers/x", trigger(feed="/a/b/c/d"), 400, "Feed name is not valid"),
+        ("triggers/x", trigger(feed="/a/b//d"), 400, "Feed name is not valid"),
         ("triggers/x", trigger(feed=""), 400, "Feed name is not valid"),
         ("triggers/-x", {}, 400, "The name of the entity contains illegal characters."),
         ("rules/x", {"trigger": "/_/t"}, 400, "rule requires a valid trigger and a valid action"),
