@@ -106,7 +106,7 @@ async def _serve(
         signer=signer, check_schedule=partial(parse_schedule, "schedule"),
     )))  # fmt: skip
 
-    await install(store, settings.limits, kinds_of(settings.functions))
+    await install(store, kinds_of(settings.functions))
     await backbone.start()
     for executor in executors.values():
         await executor.start()

@@ -153,7 +153,7 @@ async def _server(directory: Path, executors: Executors | None, overrides: Any) 
         schedule = partial(parse_schedule, "schedule")
         services = Services(store, engine, backbone, settings, signer=SIGNER, check_schedule=schedule)
         app = create_app(services)
-        await install(store, settings.limits, kinds_of(settings.functions))
+        await install(store, kinds_of(settings.functions))
         url = await stack.enter_async_context(_http(app))
         yield Running(url, asyncio.get_running_loop(), services, app.state.authenticator)
 

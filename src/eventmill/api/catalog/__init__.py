@@ -29,43 +29,47 @@ _FEED = """def main(args):
 """
 
 
-async def install(store: Store, limits: Limits, kinds: Kinds) -> None:
+_LIMITS = Limits()
+"""Those of a server may be too tight for this; it is there nevertheless."""
+
+
+async def install(store: Store, kinds: Kinds) -> None:
     """Make the namespace what this release has for it. What is right already is not touched."""
 
     def work(tx: Tx) -> None:
-        wanted = dict(_entities(limits, kinds))
+        wanted = dict(_entities(kinds))
         for collection in ("actions", "packages"):
             for stored in tx.entities.listing(collection, SYSTEM):
                 if stored.name not in wanted:
                     tx.entities.delete(SYSTEM, stored.name)
         for name, (collection, change) in wanted.items():
-            _install(tx, collection, name, change, limits)
+            _install(tx, collection, name, change)
 
     await store.transact(work, durable=True)
 
 
-def _install(tx: Tx, collection: str, name: str, change: Document, limits: Limits) -> None:
+def _install(tx: Tx, collection: str, name: str, change: Document) -> None:
     old = tx.entities.get(SYSTEM, name)
     before = None if old is None else old.document
     if collection == "packages":
         document = documents.package(change, before)
     else:
-        document = documents.action(change, before, limits)
+        document = documents.action(change, before, _LIMITS)
         document["exec"] = {**document["exec"], "code": tx.entities.put_code(change["exec"]["code"].encode())}
     if before is None or any(document[key] != before[key] for key in document if key != "version"):
         put(tx, collection, SYSTEM, name, document, old)
 
 
-def _entities(limits: Limits, kinds: Kinds) -> Iterator[tuple[str, tuple[str, Document]]]:
+def _entities(kinds: Kinds) -> Iterator[tuple[str, tuple[str, Document]]]:
     """Name → (collection, what it is to be)."""
 
     def action(code: str, description: str, annotations: Mapping[str, Any]) -> tuple[str, Document]:
         pairs = [{"key": key, "value": value} for key, value in {"description": description, **annotations}.items()]
         body = {"exec": {"kind": "python:default", "code": code}, "annotations": pairs}
-        return "actions", documents.action_change(body, limits, SYSTEM, kinds)
+        return "actions", documents.action_change(body, _LIMITS, SYSTEM, kinds)
 
     for package in ("utils", "alarms"):
-        yield package, ("packages", documents.package_change({"publish": True}, limits, SYSTEM))
+        yield package, ("packages", documents.package_change({"publish": True}, _LIMITS, SYSTEM))
     for name in UTILS:
         code = Path(__file__).with_name(f"{name}.py").read_text()
         yield f"utils/{name}", action(code, code.split('"""')[1], {})
