@@ -94,7 +94,7 @@ class Feeds:
 
     def __init__(self, caller: Caller) -> None:
         self.caller = caller
-        self.triggers = iter(f"t{n}" for n in range(100))
+        self.triggers: Iterator[str] = iter(f"t{n}" for n in range(100))
 
     def trigger(self, feed: str) -> str:
         name = next(self.triggers)
