@@ -68,6 +68,8 @@ def target(request: pytest.FixtureRequest) -> Target:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is lost is given up sooner."""
     monkeypatch.setattr(executor, "_GRACE_S", 1.0)
+    monkeypatch.setattr(executor, "_AWAY_MAX_S", 1.0)
+    monkeypatch.setattr(executor, "_ASK_MAX_S", 1.0)
 
 
 def test_what_a_function_means_survives_the_trip(target: Target) -> None:
@@ -442,7 +444,7 @@ def mortal() -> Iterator[real.OpenWhisk]:
 def test_it_is_killed_under_load(mortal: real.OpenWhisk, tmp_path: Path) -> None:
     """Its store is in its memory: actions and activations are gone. Every activation ends well, every function has had
     its effect, every result is recorded once."""
-    count, witness = 120, tmp_path / "witness"
+    count, witness = 80, tmp_path / "witness"
     code = f"import time\n{WITNESS.replace('return', 'time.sleep(0.05); return')}"
 
     def executors(settings: Settings, store: SqliteStore, directory: Path) -> Mapping[str, Executor]:
