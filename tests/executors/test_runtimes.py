@@ -359,6 +359,26 @@ def test_archives_of_node(tmp_path: Path) -> None:
             assert expected in value(end)["error"], members
 
 
+@pytest.mark.parametrize(
+    ("forged", "error"),
+    [
+        ("0{not json", "The action did not produce a valid JSON or JSON Array response."),
+        ("9{}", NO_RESPONSE),
+        ("x{}", NO_OBJECT),
+        ("0 7", NO_RESPONSE),
+    ],
+)
+def test_a_forged_answer_harms_nobody_else(tmp_path: Path, forged: str, error: str) -> None:
+    async def work(driver: Driver, library: Library) -> None:
+        source = f"function main() {{ require('fs').writeSync(3, '{forged}\\n'); for (;;); }}"
+        forging, good = js(library, source, timeout_ms=5000), js(library, "const main = (args) => args")
+        bad, fine = await driver.run(attempt(forging), attempt(good, {"a": 1}))
+        assert (bad.status, value(bad)) == (Status.DEVELOPER_ERROR, {"error": error})
+        assert value(fine) == {"a": 1}
+
+    serve(tmp_path, work)
+
+
 def test_all_that_node_prints_comes_with_its_call(tmp_path: Path) -> None:
     source = (
         "function main({ last }) { for (let i = 0; i < 3000; i++) console.log('x'.repeat(99));"
@@ -466,13 +486,14 @@ def test_an_executable_comes_as_text_as_a_binary_or_in_an_archive(tmp_path: Path
 
 
 def test_an_answer_belongs_to_its_call(tmp_path: Path) -> None:
-    """What is written unasked is not taken for the answer to the next call, nor is half a call read by the next."""
+    """What had been written unasked is not taken for the answer to the next call, nor is half a call read by it."""
 
     async def work(driver: Driver, library: Library) -> None:
         twice = script(library, "answer(json.dumps({'call': calls})); answer('{\"late\": 1}')", name="twice")
         for calls in (1, 2, 3):
             (end,) = await driver.run(attempt(twice))
             assert value(end) == {"call": calls}
+            await asyncio.sleep(0.3)  # it can only be told apart when it is there before the next call
         hasty = "#!/usr/bin/python3 -IS\nimport os, time\nos.write(3, b'{\"ok\":true}\\n')\nos.read(0, 9)\n" \
             "os.write(3, b'{\"read\":false}\\n')\ntime.sleep(60)"  # fmt: skip
         action = library.text(hasty, kind=NATIVE, name="hasty")

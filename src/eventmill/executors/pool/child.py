@@ -93,6 +93,7 @@ class Child:
         return LoadError(NO_MEMORY if self._out_of_memory(status) else text, final=False)
 
     def call(self, call: Call) -> Outcome:
+        self._drop_unasked()
         answer = self._exchange(_line(call, self._constant))
         if answer is None:
             status = self._bury()
@@ -102,6 +103,11 @@ class Child:
         if self._launcher:
             return _of_launcher(answer)
         return _of_executable(answer)
+
+    def _drop_unasked(self) -> None:
+        """What it has written since its last answer is not the next one. (What it writes later can't be told apart.)"""
+        while _ready(self._output, 0) and os.read(self._output, protocol.CHUNK_BYTES):
+            continue
 
     def cpu_s(self) -> float:
         """Seconds of CPU that it has used so far."""
@@ -132,9 +138,6 @@ class Child:
 
     def _exchange(self, line: bytes) -> bytes | None:
         """Write a line, read one; None when there is no more to read. Both at once, so that nobody waits for ever."""
-        while _ready(self._output, 0):  # not asked for: an answer must not be taken for that of the next call
-            if line == b"" or not os.read(self._output, protocol.CHUNK_BYTES):
-                break
         rest, answer = memoryview(line), bytearray()
         rest = rest[self._write(rest) :]
         while True:
@@ -228,7 +231,9 @@ def _of_launcher(answer: bytes) -> Outcome:
     outcome, text = answer[:1], answer[1:]
     if outcome == b"0":
         return finished(text, failed=b'"error"' in text and _has_error(text))
-    return int(outcome) if outcome.isdigit() else protocol.BAD_RESULT, protocol.UNSAID, text
+    if not outcome.isdigit():
+        return failure(protocol.BAD_RESULT, NO_OBJECT_TEXT)
+    return int(outcome), protocol.UNSAID, text
 
 
 def _of_executable(answer: bytes) -> Outcome:

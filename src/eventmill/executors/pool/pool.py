@@ -62,7 +62,8 @@ class Pool(Executor):
     besides it is in `hidden`. `isolation`: auto, namespaces where the kernel allows them, else only the first Eventmill
     namespace that comes is served; none, no namespaces. `shared`: a directory with one folder for each Eventmill
     namespace, of which a function sees and may write its own, though all others are hidden. `environment` is in every
-    function's environment. `preload`: modules that the zygote imports, shared by all workers. `result_bytes_max` bounds
+    function's environment. `api_host`: the server's URL, as functions reach it. `key_of` makes the key of an activation
+    whose action wants one. `preload`: modules that the zygote imports, shared by all workers. `result_bytes_max` bounds
     a result, `archive_files_max` and `archive_bytes_max` an unpacked archive. `idle_retire_s`: a worker without work
     for so long is ended.
     """
