@@ -188,6 +188,9 @@ class Functions(_Section):
     is."""
     preload: list[str] = []
     """pool: modules that every worker starts with (numpy, h5py): loaded once, shared by all."""
+    node_modules: Path | None = None
+    """pool: a folder with modules that JavaScript functions may require beside their own. OpenWhisk's runtime has
+    `openwhisk` there, which compositions want."""
     api_host: str = ""
     """openwhisk: where it is: `https://host[:port]`; `http://` where nobody else can listen."""
     key: Secret | None = None
@@ -213,7 +216,7 @@ class Functions(_Section):
 
 
 _OF_ENGINES = {
-    **dict.fromkeys(("workers_max", "idle_retire_s", "isolation", "preload"), "pool"),
+    **dict.fromkeys(("workers_max", "idle_retire_s", "isolation", "preload", "node_modules"), "pool"),
     **dict.fromkeys(("api_host", "key", "ca_file", "connections_max"), "openwhisk"),
 }
 """Settings of functions that only some engines have."""

@@ -200,7 +200,7 @@ def _functions(
         isolation=functions.isolation,
         hidden=[data_dir],
         shared=data_dir / RESULTS,
-        environment=environment,
+        environment={**environment, **_node_path(functions.node_modules)},
         api_host=url,
         key_of=partial(function_key, signer),
         preload=functions.preload,
@@ -208,6 +208,10 @@ def _functions(
         archive_files_max=limits.archive_files,
         archive_bytes_max=limits.archive_bytes,
     )
+
+
+def _node_path(modules: Path | None) -> dict[str, str]:
+    return {"NODE_PATH": str(modules.absolute())} if modules is not None else {}
 
 
 # sources
