@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def script(library: Library, body: str, *, kind: str = NATIVE, **facts: Any) -> 
     """An executable, in Python without its site packages: `body` sees the call as `call`, and may `answer(line)`."""
     lines = "\n".join(f"    {line}" for line in body.splitlines())
     source = (
-        "#!/usr/bin/python3 -IS\nimport json, os, sys, time\n"
+        f"#!{sys.executable} -IS\nimport json, os, sys, time\n"
         "def answer(line):\n    os.write(3, line.encode() + b'\\n')\n"
         "if '__OW_WAIT_FOR_ACK' in os.environ:\n    answer('{\"ok\": true}')\n"
         f"calls = 0\nfor line in sys.stdin:\n    calls += 1\n    call = json.loads(line)\n{lines}\n"
@@ -494,8 +495,11 @@ def test_an_answer_belongs_to_its_call(tmp_path: Path) -> None:
             (end,) = await driver.run(attempt(twice))
             assert value(end) == {"call": calls}
             await asyncio.sleep(0.3)  # it can only be told apart when it is there before the next call
-        hasty = "#!/usr/bin/python3 -IS\nimport os, time\nos.write(3, b'{\"ok\":true}\\n')\nos.read(0, 9)\n" \
-            "os.write(3, b'{\"read\":false}\\n')\ntime.sleep(60)"  # fmt: skip
+        hasty = (
+            "import os, time\nos.write(3, b'{\"ok\":true}\\n')\nos.read(0, 9)\n"
+            "os.write(3, b'{\"read\":false}\\n')\ntime.sleep(60)"
+        )
+        hasty = f"#!{sys.executable} -IS\n{hasty}"
         action = library.text(hasty, kind=NATIVE, name="hasty")
         for _ in range(2):
             (end,) = await driver.run(attempt(action, {"padding": "p" * 900_000}))
