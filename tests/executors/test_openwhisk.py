@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
+from eventmill.cli.checking import components
 from eventmill.config import Secret, Settings, load
 from eventmill.entities import Action, Status
 from eventmill.errors import InvalidConfig
@@ -352,6 +353,28 @@ def test_a_wrong_key_and_a_wrong_host_are_told_at_the_start(eventmill: tuple[str
 
     assert "functions.key" in asyncio.run(start(url, f"{key[:-1]}#"))
     assert "no OpenWhisk" in asyncio.run(start(f"{url}/elsewhere", key))
+
+
+def test_a_configuration_is_checked_before_the_start(
+    eventmill: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, key = eventmill
+
+    def said(url: str, key: str) -> tuple[bool, bool, str]:
+        monkeypatch.setenv("OW_KEY", key)
+        http = {"hosts": ["a.example"], "headers": {"a.example": {"Authorization": {"env": "NOT_SET"}}}}
+        functions = {"engine": "openwhisk", "api_host": url, "key": {"env": "OW_KEY"}, "http": http}
+        found = {each.name: each for each in components(load(functions=functions, server={"data_dir": tmp_path}))}
+        assert "NOT_SET" in found["functions.http a.example"].detail
+        return found["functions"].ok, found["functions"].is_awaited, found["functions"].detail
+
+    assert said(url, key) == (True, False, f"OpenWhisk at {url} answers")
+    assert said(url, f"{key[:-1]}#")[0] is False
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        ok, is_awaited, detail = said(f"http://127.0.0.1:{nobody.getsockname()[1]}", key)
+        assert (ok, is_awaited) == (True, True)
+        assert "can't be reached" in detail
 
 
 def test_while_it_is_away_functions_wait(eventmill: tuple[str, str]) -> None:

@@ -5,6 +5,7 @@ Looks and changes nothing: no directory is made, no database is opened, no topic
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import importlib.util
 import os
@@ -14,10 +15,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from eventmill.config import Pool, Settings
+from eventmill.config import Functions, HttpFunctions, Pool, Settings
 from eventmill.errors import InvalidConfig, Unavailable
 from eventmill.events import PathTable
 from eventmill.executors.htcondor.description import allowed_commands, read_defaults
+from eventmill.executors.openwhisk import OpenWhisk
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,9 @@ def components(settings: Settings) -> Iterator[Component]:
     yield _paths(settings)
     if settings.backbone.kind == "kafka":
         yield from _kafka(settings)
+    if settings.functions.engine == "openwhisk":
+        yield _openwhisk(settings.functions)
+    yield from _services(settings.functions.http)
     for name, pool in settings.pools.items():
         if pool.kind == "htcondor":
             yield from _condor(f"pools.{name}", pool)
@@ -130,6 +135,35 @@ def _kafka(settings: Settings) -> Iterator[Component]:
             there = row.name in known
             hint = "is not there, or we may not DESCRIBE it: it is waited for. Is the name right?"
             yield Component(name, True, "is there" if there else hint, is_awaited=not there)
+
+
+def _openwhisk(functions: Functions) -> Component:
+    """The key, the certificates, and whether it answers; one that is away is waited for."""
+
+    async def ask() -> tuple[bool, str]:
+        asked = OpenWhisk.of(functions, lambda digest: b"")
+        try:
+            await asked.start()
+            return asked.condition()
+        finally:
+            await asked.stop()
+
+    where = f"OpenWhisk at {functions.api_host}"
+    try:
+        answers, line = asyncio.run(ask())
+    except InvalidConfig as e:
+        return Component("functions", False, f"{where}: {e}")
+    return Component("functions", True, f"{where} answers" if answers else line, is_awaited=not answers)
+
+
+def _services(http: HttpFunctions) -> Iterator[Component]:
+    """The secrets of functions that are services."""
+    for host, headers in http.headers.items():
+        try:
+            for secret in headers.values():
+                secret.read()
+        except InvalidConfig as e:
+            yield Component(f"functions.http {host}", False, str(e))
 
 
 def _condor(name: str, pool: Pool) -> Iterator[Component]:

@@ -24,6 +24,8 @@ from eventmill.executors.openwhisk.limits import TheirLimits
 WAIT_MS_MAX = 60_000
 """How long OpenWhisk lets a caller wait; afterwards its answer is 202."""
 _CONNECT_S, _WRITE_S, _READ_S = 5.0, 30.0, WAIT_MS_MAX / 1000 + 15
+_SPARE = 4
+"""Connections for questions, which must not wait until one of the calls has ended."""
 _KEPT_S = 20.0
 """An idle connection is closed by us before the other side does it under our next request."""
 _CROWDED_FIRST_S, _CROWDED_MAX_S = 0.2, 5.0
@@ -75,6 +77,7 @@ class Client:
 
     def __init__(self, host: str, key: str, *, verify: ssl.SSLContext | bool, connections_max: int) -> None:
         user, _, secret = key.partition(":")
+        count = connections_max + _SPARE
         self._host = f"{host}/"
         self.throttled = 0
         self._free_at = 0.0
@@ -86,9 +89,7 @@ class Client:
             trust_env=False,
             follow_redirects=False,
             timeout=httpx.Timeout(_READ_S, connect=_CONNECT_S, write=_WRITE_S, pool=None),
-            limits=httpx.Limits(
-                max_connections=connections_max, max_keepalive_connections=connections_max, keepalive_expiry=_KEPT_S
-            ),
+            limits=httpx.Limits(max_connections=count, max_keepalive_connections=count, keepalive_expiry=_KEPT_S),
         )
 
     async def close(self) -> None:

@@ -331,6 +331,9 @@ class OpenWhisk(RemoteExecutor):
         """Actions of ours that are old there, and have not been called from here for as long."""
         old_ms, found, page = now_ms() - _KEPT_MS, [], None
         self._used_ms = {name: used_ms for name, used_ms in self._used_ms.items() if used_ms > old_ms}
+        for known in (self._putting, self._puts):
+            for name in known.keys() - self._used_ms.keys():
+                del known[name]
         skip = 0
         while page is None or len(page) == _PAGE:
             page = await self._client.actions(packing.PACKAGE, skip=skip, limit=_PAGE)
@@ -357,7 +360,8 @@ def _own(attempt: Attempt) -> dict[str, Any]:
     action = attempt.action
     environment = {
         "__OW_ACTIVATION_ID": attempt.activation,
-        "__OW_NAMESPACE": action.namespace,
+        "__OW_TRANSACTION_ID": attempt.transaction,
+        "__OW_NAMESPACE": attempt.namespace,
         "__OW_ACTION_NAME": f"/{action.qualified}",
         "__OW_ACTION_VERSION": action.version,
         "TRACEPARENT": attempt.traceparent or "",
