@@ -80,20 +80,20 @@ class Preparer:
     def _prepare(self, attempt: Attempt, found: dict[Any, description.Sources]) -> Prepared:
         """`found`: where files lie that other jobs have named."""
         action = attempt.action
-        if problem := self._accounts.refusal(action.namespace):
+        if problem := self._accounts.refusal(attempt.namespace):
             raise InvalidInput(problem)
         digest = action.code or ""
-        archive = self._rooms.archive(digest, self._code, self._allowed(action.namespace))
+        archive = self._rooms.archive(digest, self._code, self._allowed(attempt.namespace))
         parameters = orjson.loads(attempt.params)
-        roots = [*self._roots, str(self._results / action.namespace)]  # results of its own may be named
+        roots = [*self._roots, str(self._results / attempt.namespace)]  # results of its own may be named
         bound = archive.description.bind(parameters if isinstance(parameters, dict) else {}, roots=roots)
         archive.check_files(bound)
         job = Job(
-            activation=attempt.activation, attempt=attempt.number, namespace=action.namespace, code=digest,
+            activation=attempt.activation, attempt=attempt.number, namespace=attempt.namespace, code=digest,
             description=bound, logs_bytes=action.limits.logs_mb << 20,
             on_hold=endings.read_policy(action.annotations.get("on_hold")),
         )  # fmt: skip
-        files, code = (digest, bound.executable, bound.input, bound.inputs), self._rooms.code(digest)
+        files, code = (attempt.namespace, digest, bound.executable, bound.input, bound.inputs), self._rooms.code(digest)
         if files not in found:
             found[files] = description.sources(bound, code, roots)
         sources, order = found[files], None
@@ -103,7 +103,7 @@ class Preparer:
             bound, sources = wrapped(bound, sources, program=program, room=self._rooms.room(job))
         owner = self._accounts.owners.get(self._accounts.identity(job.namespace), "")
         room = self._rooms.furnish(job, attempt.params, order)
-        sources = self._rooms.take_in(job, sources, self._results / action.namespace)
+        sources = self._rooms.take_in(job, sources, self._results / attempt.namespace)
         self._rooms.hand_over(job, owner)
         facts = description.Facts(
             activation=attempt.activation, attempt=attempt.number, action=action.qualified, batch_name=action.qualified,

@@ -137,7 +137,7 @@ class CondorQueue(Executor):
                 ended = [tracked.finished] if tracked.finished else []
                 self._background.report(self._register.accepted(tracked), *ended)
             else:
-                self._submitter(self._accounts.identity(attempt.action.namespace)).take(attempt)
+                self._submitter(self._accounts.identity(attempt.namespace)).take(attempt)
 
     def release(self, handles: Sequence[str]) -> None:
         for tracked in map(self._register.by_handle, handles):

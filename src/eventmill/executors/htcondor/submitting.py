@@ -109,7 +109,7 @@ class Submitter:
         if not self._queue or len(self._ready) >= most:
             return
         keys, self._queue = self._queue[:most], self._queue[most:]
-        await self._accounts.settle(self._identity, [self.pending[key].action.namespace for key in keys])
+        await self._accounts.settle(self._identity, [self.pending[key].namespace for key in keys])
         outcomes = await self._threads.run(self._preparer.prepare, [self.pending[key] for key in keys])
         for key, outcome in zip(keys, outcomes, strict=True):
             if isinstance(outcome, Exception):

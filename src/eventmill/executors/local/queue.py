@@ -253,7 +253,7 @@ class LocalQueue(Executor):
         parameters = orjson.loads(attempt.params)
         bound = archive.description.bind(
             parameters if isinstance(parameters, dict) else {},
-            roots=self._roots_of(attempt.action.namespace),
+            roots=self._roots_of(attempt.namespace),
             cluster=cluster,
         )
         archive.check_files(bound)
@@ -268,7 +268,7 @@ class LocalQueue(Executor):
             cluster=cluster,
             activation=attempt.activation,
             attempt=attempt.number,
-            namespace=action.namespace,
+            namespace=attempt.namespace,
             action=action.qualified,
             code=action.code or "",
             description=bound,
