@@ -52,6 +52,8 @@ def openwhisk() -> Iterator[OpenWhisk]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--condor", default="trixie", metavar="SUITE", help="whose HTCondor: Debian's trixie or sid")
+    parser.addoption("--fuzz", type=int, default=500, metavar="N", help="how many random requests to send")
+    parser.addoption("--fuzz-seed", type=int, default=1, metavar="N", help="which ones")
     group = parser.getgroup("conformance", "OpenWhisk's conformance suite against another server")
     group.addoption("--openwhisk", metavar="URL", help="only that suite, against this server; `real`: one of our own")
     group.addoption("--key", metavar="UUID:KEY", help="of a namespace of that server that is empty, and will be again")
