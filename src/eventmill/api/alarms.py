@@ -17,7 +17,7 @@ from eventmill.api.lookup import SYSTEM, now_ms
 from eventmill.api.services import Services
 from eventmill.engine import Engine
 from eventmill.entities import Activation, Document, Status
-from eventmill.errors import InvalidInput
+from eventmill.errors import InvalidEntity, InvalidInput
 from eventmill.store import Stored, Tx
 
 PACKAGE = f"{SYSTEM}/alarms/"
@@ -25,7 +25,7 @@ TICK = "org.eventmill.schedule.tick"
 _SECRET = "authKey"
 _FIRST_MS = 30_000
 """An interval without a start begins so much later, as OpenWhisk's does."""
-_OWN = ("schedule", "pattern", "feed")
+_OWN = ("schedule", "pattern")
 
 
 class _Wrong(Exception):
@@ -81,10 +81,21 @@ class Alarms:
                 return
             annotations = documents.values(trigger.document["annotations"])
             schedule = change(annotations.get("schedule", {}))
-            tx.entities.put("triggers", caller, name, trigger.uid, _with(trigger, schedule), now_ms())
+            document = _with(trigger, schedule)
+            if schedule is not None:
+                self._admit(tx, f"{caller}/{name}", document)
+            tx.entities.put("triggers", caller, name, trigger.uid, document, now_ms())
 
         await self._store.transact(work, durable=True)
         return {"status": "success"}
+
+    def _admit(self, tx: Tx, trigger: str, document: Document) -> None:
+        """The engine must be able to take the active rules in, which have a pattern now."""
+        active = [rule.uid for rule in tx.entities.rules_of(trigger) if rule.document["status"] == "active"]
+        try:
+            self._engine.admit(documents.values(document["annotations"])["pattern"], active)
+        except InvalidEntity as e:
+            raise _Wrong(str(e)) from e
 
     def _made(self, feed: str, parameters: Mapping[str, Any]) -> Document:
         schedule = _rhythm(feed, parameters)
@@ -191,7 +202,7 @@ def _payload(parameters: Mapping[str, Any]) -> Document:
 
 def _with(trigger: Stored, schedule: Document | None) -> Document:
     """The trigger's document with this schedule in place of what it had."""
-    kept = [pair for pair in trigger.document["annotations"] if pair["key"] not in _OWN[:2]]
+    kept = [pair for pair in trigger.document["annotations"] if pair["key"] not in _OWN]
     if schedule is not None:
         pattern = {"type": [TICK], "subject": [f"{trigger.namespace}/{trigger.name}"]}
         kept += [{"key": "schedule", "value": schedule}, {"key": "pattern", "value": pattern}]
