@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.server.mill import Mill, mill
@@ -133,3 +134,20 @@ def test_a_trigger_with_a_pattern_is_fired_by_events(composed: Mill) -> None:
     composed.until_done()
     found = composed.client.get(f"{API}/activations", params={"name": "seen", "docs": "true"}).json()
     assert [row["response"]["result"] for row in found] == [{"n": 9}]
+
+
+def test_compositions_are_web_actions_too(composed: Mill) -> None:
+    """Anybody calls them, by plain HTTP: one that has a job in it answers at once, and ends when its chain has."""
+    is_web = [{"key": "web-export", "value": True}]
+    put(composed, "actions/greets", function("def main(params):\n    return {'body': 'hello ' + params['who']}\n"))
+    sequence = {"kind": "sequence", "components": ["/_/greets"]}
+    put(composed, "actions/hello", {"exec": sequence}, annotations=is_web)
+    put(composed, "actions/middle", {"annotations": is_web})
+    [namespace] = composed.client.get("/api/v1/namespaces").json()
+    web = f"{composed.client.base_url}/api/v1/web/{namespace}/default"
+    assert httpx.get(f"{web}/hello?who=you").text == "hello you"
+    answer = httpx.post(f"{web}/middle.json", json={"n": 1})
+    assert (answer.status_code, answer.json()["error"]) == (202, "Response not yet ready.")
+    id = answer.headers["x-openwhisk-activation-id"]
+    row = composed.client.get(f"/eventmill/v1/activations/{id}", params={"wait_s": 9}).json()
+    assert (row["state"], row["result"]["n"]) == ("succeeded", 3)
