@@ -337,6 +337,7 @@ def _http_config(services: Services) -> uvicorn.Config:
         access_log=False,
         lifespan="off",
         server_header=False,
+        proxy_headers=False,  # nothing here asks who is behind a proxy
         date_header=False,
         timeout_graceful_shutdown=int(services.settings.server.drain_timeout_s),
     )

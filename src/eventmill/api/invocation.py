@@ -41,7 +41,7 @@ class Plan:
     must not set. `init`: those of the code's environment, which a call can't set either, but may try.
     """
 
-    generation: int
+    version: int
     namespace: str
     name: str
     caller: str
@@ -78,17 +78,13 @@ class Invocations:
 
     async def plan(self, namespace: str, name: str, caller: str) -> Plan:
         """Raises Refusal if there is no such action that the namespace `caller` may call."""
-        # on the loop, since a thread costs more than the look-up
-        return await self._store.transact(lambda tx: self._planned(tx, (namespace, name, caller)))
-
-    def _planned(self, tx: Tx, key: tuple[str, str, str]) -> Plan:
-        """Remembered for one generation of the store: every change of an entity makes plans be read again."""
-        generation = tx.entities.generation()
+        key, version = (namespace, name, caller), self._store.version
         plan = self._plans.get(key)
-        if plan is None or plan.generation != generation:
+        if plan is None or plan.version != version:
             if len(self._plans) >= _PLANS_MAX:
                 self._plans.clear()
-            plan = self._plans[key] = _plan(tx, *key, generation)
+            # on the loop, since a thread costs more than the look-up
+            plan = self._plans[key] = await self._store.transact(lambda tx: _plan(tx, *key, version))
         return plan
 
     async def call(
@@ -140,7 +136,7 @@ def wait_of(request: Request) -> float | None:
     return int(text) / 1000 if blocking else None
 
 
-def _plan(tx: Tx, namespace: str, name: str, caller: str, generation: int) -> Plan:
+def _plan(tx: Tx, namespace: str, name: str, caller: str, version: int) -> Plan:
     found = locate(tx, namespace, name, caller)
     own = found.stored.document["parameters"]
     annotations = documents.values(found.stored.document["annotations"])
@@ -148,7 +144,7 @@ def _plan(tx: Tx, namespace: str, name: str, caller: str, generation: int) -> Pl
     below = documents.values(found.binding.document["parameters"]) if found.binding is not None else {}
     is_final = annotations.get("final") is True
     return Plan(
-        generation=generation,
+        version=version,
         namespace=namespace,
         name=name,
         caller=caller,

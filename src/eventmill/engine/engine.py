@@ -198,7 +198,7 @@ class Engine:
             activation: Activation = await self._inbox.request(ask)
             if wait_s:
                 with contextlib.suppress(TimeoutError):
-                    activation = await asyncio.wait_for(waiter, wait_s)
+                    return await asyncio.wait_for(waiter, wait_s)
         finally:
             self._waiters.pop(id, None)
         await self._store.durable()
@@ -505,13 +505,10 @@ class Engine:
             reached("recorded")
         for request in work.requests:
             request.settle()
-        for row in turn.finished:
-            waiter = self._waiters.pop(row.id, None)
-            if waiter is not None and not waiter.done():
-                waiter.set_result(row)
-        for row in turn.unawaited:
-            if (waiter := self._waiters.pop(row.id, None)) is not None and not waiter.done():
-                waiter.set_result(row)
+        told = (*turn.finished, *turn.unawaited)
+        ends = [(waiter, row) for row in told if (waiter := self._waiters.pop(row.id, None)) is not None]
+        if ends:  # as soon as it is durable: who waits should not have to ask for that first
+            self._store.synced().add_done_callback(partial(_tell, ends))
         if work.reports:
             self._landed.set()
         if turn.finished or turn.letters:
@@ -676,6 +673,14 @@ class Engine:
 def _under_way(tx: Tx, partitions: Sequence[Partition]) -> list[Activation]:
     tx.hold(partitions)
     return tx.activations.under_way()
+
+
+def _tell(ends: Sequence[tuple[asyncio.Future[Activation], Activation]], synced: asyncio.Future[None]) -> None:
+    """Those who wait for these activations, when what they are told is durable, or never will be."""
+    error = synced.exception()
+    for waiter, row in ends:
+        if not waiter.done():
+            waiter.set_result(row) if error is None else waiter.set_exception(error)
 
 
 def _log_refusal(done: asyncio.Future[Any]) -> None:

@@ -20,7 +20,7 @@ import orjson
 from eventmill.backbone import Batch, Partition
 from eventmill.config import Limits
 from eventmill.engine import conductors, decide, maps, steps
-from eventmill.engine.completion import DEPTH, completion_event
+from eventmill.engine.completion import DEPTH, FAILED, SUCCEEDED, completion_event
 from eventmill.engine.flight import Changes, Flight
 from eventmill.engine.results import ResultFiles
 from eventmill.engine.rulebook import RuleBook
@@ -101,6 +101,8 @@ class Turn:
     _pinned: dict[str, Activation] = field(default_factory=dict)
     _steps_ended: deque[Activation] = field(default_factory=deque)
     _events: list[bytes] = field(default_factory=list)
+    _urgent: bool = False
+    """A rule may wait for one of these events."""
 
     # records → activations
 
@@ -404,7 +406,7 @@ class Turn:
         row.finishes += 1
         self.changes.alive[row.namespace] -= 1
         self.finished.append(row)
-        self._events.append(completion_event(row, self.now_ms))
+        self._emit(completion_event(row, self.now_ms), SUCCEEDED if state is State.SUCCEEDED else FAILED)
         if row.parent is not None:
             self._steps_ended.append(row)
         if state is State.FAILED:
@@ -536,7 +538,7 @@ class Turn:
         """Write everything. Called last."""
         self.write_rows()
         self.tx.dead_letters.insert(self.letters)
-        self.tx.emit(self._events, self.now_ms)
+        self.tx.emit(self._events, self.now_ms, urgent=self._urgent)
 
     def write_rows(self) -> None:
         """Write rows so far, so that queries of this transaction see them."""
@@ -612,6 +614,12 @@ class Turn:
         """Put a record into the log again."""
         self.version += 1
         self._events.append(record)
+        self._urgent = True
+
+    def _emit(self, event: bytes, type: str) -> None:
+        types = self.book.types()
+        self._urgent |= types is None or type in types
+        self._events.append(event)
 
     def record(self, activation: Activation) -> None:
         """Record a new activation."""

@@ -5,6 +5,7 @@ Nothing else in the system commits. `Tx` is what a transaction's work may do; it
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -46,14 +47,18 @@ class Tx:
         self.keys = Keys(connection)
         self.emitted = 0
         """Events put into the log by this transaction."""
+        self.urgent = False
+        """Somebody waits for them."""
 
     # the log
 
-    def emit(self, values: Sequence[bytes], now_ms: int) -> None:
-        """Append events (JSON) to the log, atomically with everything else in this transaction."""
+    def emit(self, values: Sequence[bytes], now_ms: int, *, urgent: bool = True) -> None:
+        """Append events (JSON) to the log, atomically with everything else in this transaction. Not `urgent`: no rule
+        asks for them, so that their reader may let several come together."""
         if values:
             self._driver.executemany("INSERT INTO log (time, value) VALUES (?, ?)", [(now_ms, v) for v in values])
             self.emitted += len(values)
+            self.urgent |= urgent
 
     def records(self, after: int, limit: int, bytes_max: int) -> tuple[list[int], list[bytes]]:
         """Offsets and values of the records behind this offset: at most `limit`, and no more than fit into `bytes_max`,
@@ -183,6 +188,9 @@ class Tx:
 class Store(ABC):
     """Entities, activations, ledger, dead letters and positions."""
 
+    version: int = 0
+    """Another number after each change of an entity: what is derived from them may be kept as long as it stays."""
+
     @abstractmethod
     async def transact(self, work: Callable[[Tx], T], *, durable: bool = False) -> T:
         """Run `work` in one transaction and commit it; roll back if it raises.
@@ -201,8 +209,12 @@ class Store(ABC):
         """A piece of code, at once (executors ask for it once per worker or job). Raises NotFound."""
 
     @abstractmethod
+    def synced(self) -> asyncio.Future[None]:
+        """Done when everything committed so far is durable; with Unavailable if that can't be."""
+
     async def durable(self) -> None:
-        """Return when everything committed so far is durable."""
+        """Return when everything committed so far is durable. Raises Unavailable."""
+        await self.synced()
 
     @abstractmethod
     def close(self) -> None:

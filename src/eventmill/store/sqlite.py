@@ -48,8 +48,8 @@ class SqliteStore(Store):
         self._wal = os.open(f"{path}-wal", os.O_RDONLY)
         self._sync = _Sync(self._wal)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="store")
-        self.on_emit: Callable[[], None] = lambda: None
-        """Called after each commit that put events into the log."""
+        self.on_emit: Callable[[bool], None] = lambda urgent: None
+        """Called after each commit that put events into the log: whether somebody waits for them."""
         self.on_change: Callable[[], None] = lambda: None
         """Called after each commit that changed an entity."""
 
@@ -76,12 +76,13 @@ class SqliteStore(Store):
         with _full_disk(), _transaction(self._driver):
             result = work(tx)
         if tx.emitted:
-            self.on_emit()
+            self.on_emit(tx.urgent)
         if tx.entities.changed:
+            self.version += 1
             self.on_change()
         self._checkpoints.consider()
         if durable:
-            await self._sync.wait()
+            await self.durable()
         return result
 
     async def read(self, query: Callable[[Tx], T]) -> T:
@@ -95,8 +96,8 @@ class SqliteStore(Store):
     def code(self, digest: str) -> bytes:
         return self._read(lambda tx: tx.entities.code(digest))
 
-    async def durable(self) -> None:
-        await self._sync.wait()
+    def synced(self) -> asyncio.Future[None]:
+        return self._sync.ask()
 
     def close(self) -> None:
         self._threads.shutdown()
@@ -165,17 +166,23 @@ class _Sync:
         self._closed = False
 
     def check(self) -> None:
+        """Raises Unavailable if the disk has failed."""
         if self._broken is not None:
             raise Unavailable(f"the store's disk failed ({self._broken}): restart the server when it is mended")
 
-    async def wait(self) -> None:
-        self.check()
+    def ask(self) -> asyncio.Future[None]:
+        """Done when what was committed before is durable; with Unavailable if the disk has failed."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
+        try:
+            self.check()
+        except Unavailable as e:
+            future.set_exception(e)
+            return future
         self._waiting.append(future)
         if not self._running:
             self._begin(loop)
-        await future
+        return future
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         self._running = True
