@@ -34,7 +34,7 @@ from eventmill.entities import Activation, Category, State, Status, ids
 from eventmill.errors import EventmillError, Unavailable
 from eventmill.executors import Accepted, Attempt, Finished, Found, Recorded, Report, Started
 from eventmill.store import DeadLetter, SqliteStore
-from eventmill.store.sqlite import _Sync
+from eventmill.store.sync import Sync
 from tests.engine.world import InProcess, World, event, settings
 
 PATIENCE_S = 30.0
@@ -646,22 +646,22 @@ def _was_conducted(m: Model, row: Activation, steps: Sequence[Activation]) -> It
 @contextmanager
 def staged(m: Model) -> Iterator[None]:
     """The engine's points are the model's, its slices and pauses small; one subject meets a bug; syncs are seen."""
-    match, begin, end = RuleBook.match, _Sync._begin, _Sync._end
+    match, begin, end = RuleBook.match, Sync._begin, Sync._end
 
     def buggy(book: RuleBook, fields: Mapping[str, Any]) -> Any:
         if fields.get("subject") == "bad":
             raise ZeroDivisionError("a bug")
         return match(book, fields)
 
-    def begun(sync: _Sync, loop: asyncio.AbstractEventLoop) -> None:
+    def begun(sync: Sync) -> None:
         if m.power:
             m.image = m.world.store._driver.serialize()
-        begin(sync, loop)
+        begin(sync)
 
-    def ended(sync: _Sync, done: asyncio.Future[None], waiting: Any, loop: asyncio.AbstractEventLoop) -> None:
-        if m.power and sync is m.world.store._sync and done.exception() is None:
+    def ended(sync: Sync, error: OSError | None, waiting: Any) -> None:
+        if m.power and sync is m.world.store._sync and error is None:
             m.durable = m.image
-        end(sync, done, waiting, loop)
+        end(sync, error, waiting)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_module, "reached", m.reached)
@@ -671,8 +671,8 @@ def staged(m: Model) -> Iterator[None]:
         patch.setattr(joining, "_ELEMENTS", 4)
         patch.setattr(steps, "SLICE", 3)
         patch.setattr(RuleBook, "match", buggy)
-        patch.setattr(_Sync, "_begin", begun)
-        patch.setattr(_Sync, "_end", ended)
+        patch.setattr(Sync, "_begin", begun)
+        patch.setattr(Sync, "_end", ended)
         logging.getLogger("eventmill").addHandler(m)
         try:
             yield

@@ -18,6 +18,7 @@ from sqlalchemy import text
 from eventmill.entities import Activation, Category, MapState, State, Status, ids
 from eventmill.errors import IllegalTransition, InvalidConfig, LostPartition, NotFound, Unavailable
 from eventmill.store import DeadLetter, SqliteStore, Stored, Tx, schema
+from eventmill.store.sync import Disk, Kernel, Sync, Thread
 
 
 def with_store(path: Path, body: Callable[[SqliteStore], Awaitable[None]]) -> None:
@@ -276,13 +277,35 @@ def test_a_full_disk_is_said_and_passes(tmp_path: Path) -> None:
     with_store(tmp_path, body)
 
 
-def test_a_disk_that_fails_to_sync_stops_everything(tmp_path: Path) -> None:
+def devnull() -> int:
+    return os.open(os.devnull, os.O_WRONLY)
+
+
+@pytest.mark.parametrize("disk", [Kernel, Thread])
+def test_both_ways_of_syncing_tell_when_it_is_done(tmp_path: Path, disk: Callable[[int], Disk]) -> None:
     async def body(store: SqliteStore) -> None:
-        good, store._sync._fd = store._sync._fd, os.open(os.devnull, os.O_WRONLY)
-        os.close(store._sync._fd)  # fdatasync fails now
+        store._sync._disk.close()
+        store._sync._disk = disk(store._wal)
+        for _ in range(20):
+            await asyncio.gather(*(store.transact(lambda tx: tx.emit([b"x"], 1), durable=True) for _ in range(5)))
+        assert await store.transact(lambda tx: tx.last_record()) == 100
+        asked = store.synced()
+        store._sync.close()  # waits for it
+        await asyncio.wait([asked])
+        assert str(asked.exception()) == "the store is closed"
+        store._sync = Sync(store._wal)
+
+    with_store(tmp_path, body)
+
+
+@pytest.mark.parametrize("disk", [Kernel, Thread])
+def test_a_disk_that_fails_to_sync_stops_everything(tmp_path: Path, disk: Callable[[int], Disk]) -> None:
+    async def body(store: SqliteStore) -> None:
+        good, store._sync._disk = store._sync._disk, disk(devnull())  # which can't be synced
         with pytest.raises(Unavailable):
             await store.transact(lambda tx: tx.emit([b"x"], 1), durable=True)
-        store._sync._fd = good
+        store._sync._disk.close()
+        store._sync._disk = good
         with pytest.raises(Unavailable, match="restart"):
             await store.transact(lambda tx: tx.emit([b"x"], 1))
 
@@ -299,6 +322,8 @@ def test_a_failed_sync_fails_for_those_who_asked_meanwhile_too(tmp_path: Path, m
             raise OSError(5, "EIO")
 
     async def body(store: SqliteStore) -> None:
+        store._sync._disk.close()
+        store._sync._disk = Thread(store._wal)
         monkeypatch.setattr(os, "fdatasync", fdatasync)
         first = asyncio.ensure_future(store.durable())
         await asyncio.sleep(0.01)

@@ -2,7 +2,7 @@
 
 One connection writes, on the event loop: a batch of rows costs less than handing it to a thread. Commits are
 `synchronous=NORMAL`: they are in the WAL, which survives the death of the process. Durability against a power cut is
-one `fdatasync` of the WAL in a thread, shared by all who wait at that moment (group commit): it covers every commit
+one `fdatasync` of the WAL (`sync`), shared by all who wait at that moment (group commit): it covers every commit
 before it, so that a slow disk delays those who asked for it, and nobody else. Checkpoints run on a connection of
 their own in a thread. If syncing fails the store refuses everything from then on: what the disk holds is not known.
 """
@@ -27,6 +27,7 @@ from sqlalchemy.pool import NullPool
 from eventmill.errors import InvalidConfig, Unavailable
 from eventmill.store.base import Store, Tx
 from eventmill.store.schema import migrate
+from eventmill.store.sync import Sync
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -46,7 +47,7 @@ class SqliteStore(Store):
         self._readers = _engine(path)
         self._checkpoints = _Checkpoints(path)
         self._wal = os.open(f"{path}-wal", os.O_RDONLY)
-        self._sync = _Sync(self._wal)
+        self._sync = Sync(self._wal)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="store")
         self.on_emit: Callable[[bool], None] = lambda urgent: None
         """Called after each commit that put events into the log: whether somebody waits for them."""
@@ -152,65 +153,6 @@ class _Checkpoints:
     def close_index(self) -> None:
         """After all connections."""
         os.close(self._index)
-
-
-class _Sync:
-    """Makes commits durable: one fdatasync at a time, for all who have asked before it began."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sync")
-        self._waiting: list[asyncio.Future[None]] = []
-        self._running = False
-        self._broken: OSError | None = None
-        self._closed = False
-
-    def check(self) -> None:
-        """Raises Unavailable if the disk has failed."""
-        if self._broken is not None:
-            raise Unavailable(f"the store's disk failed ({self._broken}): restart the server when it is mended")
-
-    def ask(self) -> asyncio.Future[None]:
-        """Done when what was committed before is durable; with Unavailable if the disk has failed."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
-        try:
-            self.check()
-        except Unavailable as e:
-            future.set_exception(e)
-            return future
-        self._waiting.append(future)
-        if not self._running:
-            self._begin(loop)
-        return future
-
-    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._running = True
-        waiting, self._waiting = self._waiting, []
-        sync = loop.run_in_executor(self._thread, os.fdatasync, self._fd)
-        sync.add_done_callback(lambda done: self._end(done, waiting, loop))
-
-    def _end(
-        self, done: asyncio.Future[None], waiting: list[asyncio.Future[None]], loop: asyncio.AbstractEventLoop
-    ) -> None:
-        self._running = False
-        error = done.exception()
-        if isinstance(error, OSError):
-            self._broken = error
-        if self._closed:
-            error = Unavailable("the store is closed")
-        if self._broken is not None or self._closed:
-            # no second try: it may succeed without having written what the first one lost
-            waiting, self._waiting = [*waiting, *self._waiting], []
-        for future in waiting:
-            if not future.done():
-                future.set_result(None) if error is None else future.set_exception(Unavailable(f"disk: {error}"))
-        if self._waiting:
-            self._begin(loop)
-
-    def close(self) -> None:
-        self._closed = True
-        self._thread.shutdown()
 
 
 _PASSING = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_NOMEM)
