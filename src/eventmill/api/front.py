@@ -22,6 +22,7 @@ from eventmill.api import web
 from eventmill.api.auth import CALL, Authenticator, Call
 from eventmill.api.errors import INTERNAL, Refusal, status_of
 from eventmill.api.protocol import HEAD_BYTES_MAX
+from eventmill.api.routing import NAMESPACE
 from eventmill.api.wire import Json, Pretty
 from eventmill.config import Server
 from eventmill.errors import EventmillError
@@ -34,6 +35,8 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 OPEN_BELOW = ("/eventmill/v1/job-ends/",)
 """Below these, each request has a token of its own, which its handler checks."""
 
+_MANY = {("POST", "/events"), *(("POST", f"{NAMESPACE}/actions/{name}") for name in ("{name}", "{package}/{name}"))}
+"""What comes by the thousand, and is counted: a line for each would say no more than its event or activation does."""
 _TRANSACTION_LENGTH_MAX = 128
 _LINGER_BYTES, _LINGER_S = 64 << 20, 5.0
 """What is still taken in of a body that was refused for its size."""
@@ -121,8 +124,7 @@ class Front:
     def _note(self, scope: Scope, call: Call, status: int, took_s: float) -> None:
         route = getattr(scope.get("route"), "path", "")
         self._metrics.count(route, status, took_s)
-        # events come by the thousand, and are counted: a line for each request would say nothing more
-        level = logging.DEBUG if route == "/events" and status < 400 else logging.INFO
+        level = logging.DEBUG if status < 400 and (scope["method"], route) in _MANY else logging.INFO
         if _access.isEnabledFor(level):
             facts = {
                 "transaction": call.transaction,
