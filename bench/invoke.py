@@ -72,7 +72,7 @@ def deployed(name: str, url: str, key: str) -> Target:
     path = f"/api/v1/namespaces/_/actions/{ACTION}"
     uuid, secret = key.split(":")
     with httpx.Client(base_url=url, auth=(uuid, secret), timeout=60, trust_env=False) as client:
-        body = {"exec": {"kind": "python:3.11", "code": CODE}, "limits": {"logs": 0}}
+        body = {"exec": {"kind": "python:3.11", "code": CODE}}
         client.put(path, params={"overwrite": "true"}, json=body).raise_for_status()
     return Target.of(name, url, f"{path}?blocking=true&result=true", key)
 
