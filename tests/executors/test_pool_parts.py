@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventmill.executors.pool import outcomes, protocol
+from eventmill.executors.pool import endings, protocol
 from eventmill.executors.pool.logs import Log
 from eventmill.executors.pool.rooms import remove_tree
-from eventmill.executors.pool.slots import Slots
+from eventmill.executors.slots import Slots
 
 
 @given(st.lists(st.tuples(st.integers(0, 255), st.binary(max_size=300)), max_size=8), st.integers())
@@ -32,9 +32,9 @@ def test_frames_come_out_as_they_went_in_however_they_are_cut(frames: list[tuple
 def test_what_a_worker_says_is_taken_or_refused_but_never_a_crash(data: bytes) -> None:
     try:
         for _, payload in protocol.Frames(1000).feed(data):
-            outcomes.of_failed_init(payload)
+            endings.of_failed_init(payload)
         done, result = protocol.parse_done(data)
-        ending = outcomes.of_done(done[1], done[2], result)
+        ending = endings.of_done(done[1], done[2], result)
         assert ending.retry_after_s is None or 0 <= ending.retry_after_s < 1e9
     except protocol.BrokenFrame:
         pass

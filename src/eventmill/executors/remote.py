@@ -18,8 +18,8 @@ from typing import Any
 from eventmill.errors import InvalidConfig
 from eventmill.executors.background import Background
 from eventmill.executors.base import Attempt, Executor, Finished, Report
+from eventmill.executors.endings import CANCELLED, Ending, developer_error
 from eventmill.executors.lanes import Lanes
-from eventmill.executors.pool.outcomes import CANCELLED, Ending, developer_error
 
 Key = tuple[str, int]
 """An activation and the number of its attempt."""

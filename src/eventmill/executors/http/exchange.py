@@ -22,7 +22,7 @@ from eventmill.events.codec import parse_json
 from eventmill.events.http import STRUCTURED
 from eventmill.events.validation import is_json, validate
 from eventmill.executors.base import Attempt
-from eventmill.executors.pool.outcomes import RETRY_AFTER_S_MAX, Ending, internal_error
+from eventmill.executors.endings import RETRY_AFTER_S_MAX, Ending, internal_error
 from eventmill.sdk.event import ATTRIBUTES
 
 CALLED_TYPE = "org.eventmill.action.called"

@@ -19,8 +19,8 @@ from eventmill.config import HttpFunctions
 from eventmill.entities import Action, Status
 from eventmill.errors import InvalidEntity, InvalidEvent
 from eventmill.executors.base import Attempt, Found, Recorded
+from eventmill.executors.endings import Ending, of_timeout
 from eventmill.executors.http import address, exchange
-from eventmill.executors.pool.outcomes import Ending, of_timeout
 from eventmill.executors.remote import RemoteExecutor, now_ms, trusted
 
 _CONNECT_S = 5.0

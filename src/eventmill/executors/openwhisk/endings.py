@@ -10,9 +10,9 @@ from typing import Any
 import orjson
 
 from eventmill.entities import Document, Status
+from eventmill.executors.endings import RETRY_AFTER_S_MAX, Ending, developer_error, internal_error
 from eventmill.executors.openwhisk.client import Called
 from eventmill.executors.pool.loader import NO_CODE
-from eventmill.executors.pool.outcomes import RETRY_AFTER_S_MAX, Ending, developer_error, internal_error
 
 OWN = "__eventmill"
 

@@ -22,11 +22,11 @@ from eventmill.config import Functions
 from eventmill.entities import Action, Document
 from eventmill.errors import InvalidConfig
 from eventmill.executors.base import Accepted, Attempt, CodeSource, Found, Recorded
+from eventmill.executors.endings import developer_error, internal_error
 from eventmill.executors.openwhisk import packing
 from eventmill.executors.openwhisk.client import Away, Client, Lost, Missing, NoRecord, Refused, Throttled, Trouble
 from eventmill.executors.openwhisk.endings import Ended, is_of, of_call, of_document
 from eventmill.executors.openwhisk.limits import TheirLimits
-from eventmill.executors.pool.outcomes import developer_error, internal_error
 from eventmill.executors.remote import RemoteExecutor, UnderWay, now_ms, trusted
 
 _log = logging.getLogger(__name__)

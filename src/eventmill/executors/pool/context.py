@@ -10,8 +10,9 @@ from typing import Any
 from eventmill.entities import Action
 from eventmill.entities.kinds import BLACKBOX, NATIVE
 from eventmill.executors.pool.code import Code
+from eventmill.executors.pool.endings import NO_RESPONSE
 from eventmill.executors.pool.node import Node
-from eventmill.executors.pool.outcomes import EXITED, NO_RESPONSE
+from eventmill.executors.pool.outcome import EXITED_TEXT
 
 LAUNCHER = Path(__file__).with_name("launch.js")
 
@@ -48,7 +49,7 @@ def _child(action: Action, code: Code, node: Node | None) -> dict[str, Any] | No
     """The process that runs the code (see `child`); None if the worker itself does."""
     memory_mb = action.limits.memory_mb
     if action.kind in (BLACKBOX, NATIVE):
-        command, exited = [str(code.executable)], EXITED
+        command, exited = [str(code.executable)], EXITED_TEXT
     elif action.kind.startswith("nodejs:"):
         assert node is not None, "the pool asks for no worker that it can't have"
         command = [node.path, f"--max-old-space-size={memory_mb * 3 // 4}", str(LAUNCHER)]

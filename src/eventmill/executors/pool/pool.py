@@ -22,20 +22,22 @@ from typing import Any, Literal
 
 from eventmill.entities import Action, Status
 from eventmill.errors import EventmillError, InvalidArchive
-from eventmill.executors.base import Attempt, CodeSource, Executor, Finished, Found, Recorded, Report
-from eventmill.executors.pool import node, outcomes, protocol
+from eventmill.executors import endings
+from eventmill.executors.base import Attempt, CodeSource, Executor, Found, Recorded, Report
+from eventmill.executors.endings import Ending
+from eventmill.executors.pool import node, protocol
 from eventmill.executors.pool.code import Code, CodeCache
 from eventmill.executors.pool.context import BASE_ENVIRONMENT, init_document
 from eventmill.executors.pool.deaths import describe
+from eventmill.executors.pool.endings import of_death, of_done, of_failed_init
 from eventmill.executors.pool.isolate import NONE
 from eventmill.executors.pool.launcher import Isolation, Launcher, ZygoteConfig, launch
 from eventmill.executors.pool.link import Link
 from eventmill.executors.pool.node import Node
-from eventmill.executors.pool.outcomes import Ending
 from eventmill.executors.pool.protocol import BrokenFrame, Call
 from eventmill.executors.pool.rooms import Rooms, remove_tree
 from eventmill.executors.pool.roster import Lane, Roster, Stage, Verdict, Worker
-from eventmill.executors.pool.slots import Slots
+from eventmill.executors.slots import Slots
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +200,7 @@ class Pool(Executor):
             lane = self._roster.lane(attempt)
             if attempt in lane.waiting:
                 lane.waiting.remove(attempt)
-                self._finish(attempt, outcomes.CANCELLED)
+                self._finish(attempt, endings.CANCELLED)
             for worker in self._workers.values():
                 if worker.attempt is attempt:
                     self._kill(worker, Verdict.CANCELLED)
@@ -228,7 +230,7 @@ class Pool(Executor):
             self._only_namespace = namespace
         if namespace == self._only_namespace:
             return None
-        return outcomes.internal_error(
+        return endings.internal_error(
             f"functions of namespace '{namespace}' are refused: this machine can't isolate them from those of "
             f"namespace '{self._only_namespace}' ({self.isolation_reason}); functions.isolation = \"none\" runs them "
             "side by side nevertheless",
@@ -246,22 +248,9 @@ class Pool(Executor):
     ) -> None:
         if self._under_way.pop((attempt.activation, attempt.number), None) is None:
             return  # it has been reported already: its process took too long to go
-        now_ms = time.time_ns() // 1_000_000
-        self._ready.append(
-            Finished(
-                activation=attempt.activation,
-                attempt=attempt.number,
-                status=ending.status,
-                result=ending.result,
-                final=ending.final,
-                started_ms=now_ms if started_ms is None else started_ms,
-                ended_ms=now_ms,
-                retry_after_s=ending.retry_after_s,
-                timed_out=ending.timed_out,
-                logs=logs,
-                usage=usage,
-            )
-        )
+        key, now_ms = (attempt.activation, attempt.number), time.time_ns() // 1_000_000
+        began_ms = now_ms if started_ms is None else started_ms
+        self._ready.append(endings.finished(key, ending, began_ms, now_ms, logs=logs, usage=usage))
         self._wake.set()
 
     def _hand(self, worker: Worker, attempt: Attempt) -> None:
@@ -311,7 +300,7 @@ class Pool(Executor):
             self._roster.ready(worker, self._loop.time() + TURN_S)
             self._next(worker)
         elif kind == protocol.FAILED and worker.stage is Stage.STARTING:
-            ending = outcomes.of_failed_init(payload)
+            ending = of_failed_init(payload)
             self._fail_one(worker.lane, ending, worker.link.log.take())
             self._kill(worker, Verdict.RETIRED)
         else:
@@ -322,7 +311,7 @@ class Pool(Executor):
         attempt = worker.attempt
         if attempt is None or sequence != worker.sequence:
             raise BrokenFrame("an answer to another attempt")
-        ending = outcomes.of_done(outcome, retry_after_s, result)
+        ending = of_done(outcome, retry_after_s, result)
         usage: dict[str, Any] = {"worker": worker.link.pid, "max_rss_mb": largest_kib >> 10}
         if 0 <= cpu_s < math.inf:
             usage["cpu_s"] = round(cpu_s, 6)
@@ -400,16 +389,16 @@ class Pool(Executor):
     async def _code(self, action: Action) -> Code | Ending:
         """The action's code, or how its attempts end without it."""
         if node.runs(action.kind) and self._node is None:
-            return outcomes.internal_error("Node.js is not installed on this server", final=True)
+            return endings.internal_error("Node.js is not installed on this server", final=True)
         if action.code is None:
-            return outcomes.developer_error(outcomes.NO_CODE, final=True)
+            return endings.developer_error(endings.NO_CODE, final=True)
         try:
             return await self._codes.get(action)
         except InvalidArchive as e:
-            return outcomes.developer_error(f"The action failed during initialization: {e}", final=True)
+            return endings.of_archive(e)
         except Exception as e:  # whatever the code source raises: an attempt must end
             log.exception("the code of %s can't be read", action.qualified)
-            return outcomes.internal_error(f"the action's code can't be read: {e}")
+            return endings.internal_error(f"the action's code can't be read: {e}")
 
     def _start_worker(self, lane: Lane) -> None:
         number = next(self._numbers)
@@ -419,7 +408,7 @@ class Pool(Executor):
             link = self._make_link(lane.action)
         except OSError as e:  # no descriptors left, or no disk space
             self._rooms.remove(number)
-            self._fail_one(lane, outcomes.internal_error(f"a worker can't be started: {e.strerror}"), ())
+            self._fail_one(lane, endings.internal_error(f"a worker can't be started: {e.strerror}"), ())
             self._roster.wish(lane)
             self._forget_if_unused(lane)
             return
@@ -553,13 +542,13 @@ class Pool(Executor):
         match worker.verdict:
             case Verdict.TIMED_OUT:
                 timeout_ms = worker.lane.action.limits.timeout_ms
-                return outcomes.of_timeout(timeout_ms, during_init=worker.loading)
+                return endings.of_timeout(timeout_ms, during_init=worker.loading)
             case Verdict.CANCELLED:
-                return outcomes.CANCELLED
+                return endings.CANCELLED
             case Verdict.BROKEN:
-                return outcomes.of_death(None, during_init=worker.loading)
+                return of_death(None, during_init=worker.loading)
             case _:
-                return outcomes.of_death(status, during_init=worker.loading)
+                return of_death(status, during_init=worker.loading)
 
     def _release(self, worker: Worker) -> None:
         """Give back what the server holds for a worker."""

@@ -1,6 +1,6 @@
 """Which activations run right now, in a small file that outlives the server.
 
-A slot per worker, mapped into memory: writing one costs no system call, and what was written survives a SIGKILL (a
+A slot per place (a worker of the pool, a call that is out), mapped into memory: writing one costs no system call, and what was written survives a SIGKILL (a
 power cut may lose it: then an interruption is not counted, nothing else). One writer, on the event loop.
 """
 

@@ -1,37 +1,21 @@
-"""How an attempt's end is told: OpenWhisk's statuses and texts for what a worker said, or for how it died. Pure."""
+"""How an attempt in the pool has ended: from what its worker said, or how it died, to what `Finished` says. Pure."""
 
 from __future__ import annotations
 
 import json
 import signal
-from dataclasses import dataclass
 
 from eventmill.entities import Status
 from eventmill.errors import InvalidEvent
 from eventmill.events.codec import parse_json
+from eventmill.executors.endings import RETRY_AFTER_S_MAX, Ending, developer_error, of_unusable
 from eventmill.executors.pool import protocol
+from eventmill.executors.pool.loader import NO_MEMORY
+from eventmill.executors.pool.outcome import EXITED_TEXT
 from eventmill.executors.pool.protocol import BrokenFrame
 
-EXITED = "command exited"
-NO_CODE = "Missing main/no code to execute."
 NO_INIT = "The action did not initialize and exited unexpectedly."
 NO_RESPONSE = "The action did not produce a valid response and exited unexpectedly."
-NO_MEMORY = "The action exhausted its memory and was aborted."
-NO_JSON = "The action did not produce a valid JSON or JSON Array response."
-
-RETRY_AFTER_S_MAX = 366 * 86400.0
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """What `Finished` says of an attempt's end, but for times and logs."""
-
-    status: Status
-    final: bool
-    result: bytes
-    retry_after_s: float | None = None
-    timed_out: bool = False
-
 
 _DONE = {
     protocol.SUCCESS: (Status.SUCCESS, True),
@@ -45,16 +29,6 @@ _DONE = {
     protocol.MEMORY: (Status.DEVELOPER_ERROR, False),
 }
 
-CANCELLED = Ending(Status.APPLICATION_ERROR, True, b'{"error":"cancelled"}')
-
-
-def developer_error(text: str, *, final: bool = False, timed_out: bool = False) -> Ending:
-    return Ending(Status.DEVELOPER_ERROR, final, _error(text), timed_out=timed_out)
-
-
-def internal_error(text: str, *, final: bool = False) -> Ending:
-    return Ending(Status.INTERNAL_ERROR, final, _error(text))
-
 
 def of_done(outcome: int, retry_after_s: float, result: bytes) -> Ending:
     """The worker answered. Raises BrokenFrame if it can't have been our code that did."""
@@ -65,7 +39,7 @@ def of_done(outcome: int, retry_after_s: float, result: bytes) -> Ending:
         # a function can write to the connection what it likes; and what is too deep could never be written again
         parse_json(result)
     except InvalidEvent as e:
-        return developer_error(NO_JSON if "valid JSON" in str(e) else f"The action's result {e}.", final=True)
+        return of_unusable(e)
     if result[:1] not in (b"{", b"["):
         raise BrokenFrame("a result that is neither an object nor an array")
     retry = retry_after_s if 0 <= retry_after_s <= RETRY_AFTER_S_MAX else None
@@ -81,19 +55,10 @@ def of_failed_init(payload: bytes) -> Ending:
         raise BrokenFrame("FAILED without a reason") from e
 
 
-def of_timeout(timeout_ms: int, *, during_init: bool) -> Ending:
-    where = " during initialization" if during_init else ""
-    return developer_error(f"The action exceeded its time limits of {timeout_ms} milliseconds{where}.", timed_out=True)
-
-
 def of_death(status: int | None, *, during_init: bool) -> Ending:
     """The worker's process ended by itself; `status` is its exit code, or minus the signal, or not known."""
     if status == -signal.SIGKILL:  # not by us: the kernel ran out of memory
         return developer_error(NO_MEMORY)
     if during_init:
         return developer_error(NO_INIT)
-    return developer_error(NO_RESPONSE if status is None else EXITED)
-
-
-def _error(text: str) -> bytes:
-    return json.dumps({"error": text}).encode()
+    return developer_error(NO_RESPONSE if status is None else EXITED_TEXT)
