@@ -336,7 +336,8 @@ class Turn:
     def _take_accepted(self, executor: str, accepted: Sequence[Accepted]) -> None:
         """Handles that are recorded may be released; a job that is not wanted any more must never run."""
         self._forget(a.activation for a in accepted)
-        good = set(self.tx.activations.set_handle([(a.activation, a.attempt, a.handle) for a in accepted]))
+        handles = [(a.activation, a.attempt, a.handle, a.instead_of) for a in accepted]
+        good = set(self.tx.activations.set_handle(handles))
         self.fetch(a.activation for a in accepted)
         for a in accepted:
             row = self._known.get(a.activation)

@@ -41,11 +41,16 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accepted:
-    """The executor has taken the attempt, as `handle`. A two-phase executor does not start it before `release`."""
+    """The executor has taken the attempt, as `handle`. A two-phase executor does not start it before `release`.
+
+    `instead_of`: the handle that it had, where that came to nothing and it was begun anew (never a job: one handle, one
+    job).
+    """
 
     activation: str
     attempt: int
     handle: str
+    instead_of: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -351,10 +351,15 @@ class Activations:
         self._many("DELETE FROM ledger WHERE id=?", [(id,) for id in ids])
         return len(ids)
 
-    def set_handle(self, accepted: Sequence[tuple[str, int, str]]) -> list[str]:
-        """Record handles (id, attempt, handle) of what was handed over; returns those that were recorded."""
-        rows = self.get_many(i for i, _, _ in accepted)
-        good = [(i, h) for i, n, h in accepted if i in rows and rows[i].attempt == n and self._may_take(rows[i], h)]
+    def set_handle(self, accepted: Sequence[tuple[str, int, str, str | None]]) -> list[str]:
+        """Record handles (id, attempt, handle, the one that it replaces) of what was handed over; returns those that
+        were recorded."""
+        rows = self.get_many(i for i, *_ in accepted)
+        good = [
+            (i, h)
+            for i, n, h, before in accepted
+            if i in rows and rows[i].attempt == n and self._may_take(rows[i], h, before)
+        ]
         self._many(
             "UPDATE activations SET state=?, handle=? WHERE id=?",
             [(int(State.ACCEPTED), h, bytes.fromhex(i)) for i, h in good if rows[i].state is not State.RUNNING],
@@ -431,10 +436,11 @@ class Activations:
             (int(state), row.attempt, attempts_left, started, deadline, row.queue, row.seq),
         )
 
-    def _may_take(self, row: Activation, handle: str) -> bool:
-        """A handle is recorded once; hearing of it again is harmless, hearing of another one is not."""
+    def _may_take(self, row: Activation, handle: str, before: str | None) -> bool:
+        """A handle is recorded once; hearing of it again is harmless, hearing of another one is not, unless it is said
+        to replace the recorded one."""
         ours = self._partitions is None or row.partition in self._partitions
-        return ours and not row.state.final and row.handle in (None, handle)
+        return ours and not row.state.final and row.handle in (None, handle, before)
 
     def _of_ours(self, alias: str = "") -> str:
         return self._ours.format(alias)
