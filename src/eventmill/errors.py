@@ -7,6 +7,7 @@
     │   ├── InvalidFlow
     │   ├── InvalidDescription         .line (a submit description)
     │   ├── InvalidEntity              .status is the HTTP status that OpenWhisk answers
+    │   ├── InvalidSchedule            .field, .reason
     │   ├── InvalidArchive
     │   └── InvalidConfig
     ├── NotFound (LookupError)
@@ -71,6 +72,15 @@ class InvalidEntity(InvalidInput):
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
         self.status = status
+
+
+class InvalidSchedule(InvalidInput):
+    """A schedule that can't be used: `field` is the key that is wrong ("": the whole), `reason` says what is."""
+
+    def __init__(self, name: str, field: str, reason: str) -> None:
+        super().__init__(f"schedule '{name}': {reason}" if name else f"schedule: {reason}")
+        self.field = field
+        self.reason = reason
 
 
 class InvalidArchive(InvalidInput):

@@ -224,12 +224,18 @@ class _State:
         self._store = store
 
     async def get(self, name: str) -> Any | None:
-        return await self._store.transact(lambda tx: tx.source_state(name))
+        return await self._store.read(lambda tx: tx.source_state(name))
 
     async def put(self, name: str, value: Any) -> None:
-        # on a full disk the old value stays, which is always safe: what it stands for is announced again
+        await self.put_all({name: value})
+
+    async def get_below(self, prefix: str) -> dict[str, Any]:
+        return await self._store.read(lambda tx: tx.source_states(prefix))
+
+    async def put_all(self, values: Mapping[str, Any]) -> None:
+        # on a full disk the old values stay, which is always safe: what they stand for is announced again
         with contextlib.suppress(Unavailable):
-            await self._store.transact(lambda tx: tx.set_source_state(name, value))
+            await self._store.transact(lambda tx: tx.set_source_states(values))
 
 
 def _emitter(backbone: Backbone) -> Callable[[Sequence[Event]], Coroutine[Any, Any, None]]:

@@ -157,7 +157,11 @@ def test_completions_and_ticks_carry_the_namespace(tmp_path: Path) -> None:
     assert annotated(docs["triggers", "m.either.trigger"])["pattern"]["$or"][0]["subject"] == ["ns/m/f"]
     nightly = annotated(docs["triggers", "m.nightly.trigger"])
     assert nightly["schedule"] == {"cron": "0 3 * * *", "timezone": "Europe/Berlin"}
-    assert nightly["pattern"] == {"type": ["org.eventmill.schedule.tick"], "subject": ["ns/m.nightly.trigger"]}
+    assert nightly["pattern"] == {
+        "source": ["/eventmill/schedules"],
+        "type": ["org.eventmill.schedule.tick"],
+        "subject": ["ns/m.nightly.trigger"],
+    }
     assert annotated(docs["triggers", "m.f.trigger"])["schedule"] == {"every_s": 600.0}
 
 

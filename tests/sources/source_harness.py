@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +32,17 @@ class SqliteState:
 
     async def put(self, name: str, value: Any) -> None:
         self._db.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (name, orjson.dumps(value)))
+
+    async def get_below(self, prefix: str) -> dict[str, Any]:
+        rows = self._db.execute("SELECT name, value FROM state").fetchall()
+        return {name.removeprefix(prefix): orjson.loads(value) for name, value in rows if name.startswith(prefix)}
+
+    async def put_all(self, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            if value is None:
+                self._db.execute("DELETE FROM state WHERE name = ?", (name,))
+            else:
+                await self.put(name, value)
 
     def close(self) -> None:
         self._db.close()

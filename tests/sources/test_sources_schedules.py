@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -309,6 +309,97 @@ def test_waiting_for_the_wall_clock() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("zone", ["UTC", "Pacific/Kiritimati", "Etc/GMT+12"])
+def test_times_end_with_the_year_9999(zone: str) -> None:
+    start = int(datetime(9998, 12, 30, tzinfo=UTC).timestamp() * 1000)
+    schedule = parse_schedule("s", {"cron": "0 12 31 12 *", "timezone": zone, "start": start})
+    found = next_dues(schedule, 0, 9)
+    assert len(found) == (1 if zone == "Etc/GMT+12" else 2), "noon is in the year 10000 there"
+    assert schedule.due_in(0, found[-1]) == (found[-1], len(found))
+    assert Schedule(name="s", cron="0 0 29 2 *", start_ms=start).next_after(0) is None
+
+
+def test_a_schedule_that_fails_stops_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(Schedule):
+        def next_after(self, time_ms: int) -> int | None:
+            if time_ms >= fails_from:
+                raise RuntimeError("no such time")
+            return super().next_after(time_ms)
+
+    fails_from = NOON + 30_000
+
+    async def main() -> None:
+        clock = SetClock(NOON)
+        bad, good = Failing(name="bad", cron="* * * * *"), parse_schedule("good", {"cron": "* * * * *"})
+        async with ticking(tmp_path / "state", clock, bad, good) as (source, sink):
+            for minute in range(3):
+                await clock.set(NOON + 30_000 + minute * MINUTE)
+            assert [event.subject for event in sink.events] == ["bad", "good", "good", "good"]
+            assert [record.getMessage() for record in caplog.records] == [
+                "schedule bad is left out until it is changed"
+            ]
+            source.set([parse_schedule("bad", {"cron": "*/2 * * * *"}), good])
+            await settle()
+            await clock.set(NOON + 30_000 + 5 * MINUTE)
+            assert {event.subject for event in sink.events[-2:]} == {"bad", "good"}
+
+    asyncio.run(main())
+
+
+def test_what_an_earlier_version_noted_of_all_is_taken_over(tmp_path: Path) -> None:
+    schedule = cron("0 * * * *")
+
+    async def main() -> None:
+        state = SqliteState(tmp_path / "state")
+        await state.put("schedules", {"s": [schedule.times, NOON], "gone": ["cron 1 1 1 1 1 UTC", NOON]})
+        async with ticking(tmp_path / "state", SetClock(NOON + 5 * HOUR), schedule) as (_, sink):
+            assert [event.data["missed"] for event in sink.events] == [4]
+        done = NOON + 5 * HOUR - 30_000
+        assert await state.get_below("schedules") == {"/s": [schedule.times, done]}
+        state.close()
+
+    asyncio.run(main())
+
+
+def test_only_what_has_ticked_is_noted(tmp_path: Path) -> None:
+    noted: list[set[str]] = []
+
+    class Noting(SqliteState):
+        async def put_all(self, values: Mapping[str, Any]) -> None:
+            noted.append(set(values))
+            await super().put_all(values)
+
+    async def main() -> None:
+        clock, sink, state = SetClock(NOON), Sink(), Noting(tmp_path / "state")
+        source = ScheduleSource(sink.emit, state, clock)
+        task = asyncio.create_task(source.run())
+        source.set([parse_schedule(f"h{n}", {"every_s": 3600}) for n in range(1200)] + [cron("* * * * *")])
+        await settle()
+        assert [len(names) for names in noted] == [500, 500, 201], "new ones begin now"
+        await clock.set(NOON + MINUTE)
+        assert noted[3:] == [{"schedules/s"}]
+        await clock.set(NOON + HOUR)
+        assert (len(sink.events), sink.lists) == (1202, 4), "at most 500 at once, without a wait between"
+        task.cancel()
+        state.close()
+
+    asyncio.run(main())
+
+
+def test_ticks_of_one_moment_are_made_together(tmp_path: Path) -> None:
+    async def main() -> None:
+        clock = SetClock(NOON)
+        close = [parse_schedule(f"s{n}", {"every_s": 60, "start": NOON + 1000 + n}) for n in range(50)]
+        async with ticking(tmp_path / "state", clock, *close) as (_, sink):
+            assert clock.waits_until == NOON + 1000
+            await clock.set(NOON + 1000)
+            assert clock.waits_until == NOON + 1100
+            await clock.set(NOON + 1100)
+            assert (len(sink.events), sink.lists) == (50, 2)
+
+    asyncio.run(main())
+
+
 def test_a_failing_clock_is_not_swallowed(tmp_path: Path) -> None:
     class Broken(SetClock):
         async def until(self, due_ms: int | None) -> None:
@@ -351,6 +442,8 @@ def test_a_failing_clock_is_not_swallowed(tmp_path: Path) -> None:
         ({"at": True}, "at must be a time"),
         ({"at": 1, "stop": 2}, "neither start nor stop"),
         ({"every_s": 60, "start": 2, "stop": 2}, "stop must be later"),
+        ({"cron": "0 0 29 2 *", "start": "9998-12-31T00:00:00Z"}, "never due between start and stop"),
+        ({"cron": "0 0 29 2 *", "start": "2025-01-01T00:00:00Z", "stop": "2026-01-01T00:00:00Z"}, "never due between"),
         ({"every_s": 60, "payload": [1]}, "payload must be a JSON object"),
         ({"every": 60}, "unknown key 'every'"),
     ],

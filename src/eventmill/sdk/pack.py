@@ -19,7 +19,7 @@ from eventmill.sdk.actions import Action, Map, PythonJob, Sequence, Service, Sub
 from eventmill.sdk.archive import Archive, function_archive, python_job_archive, submit_job_archive
 from eventmill.sdk.errors import FlowError
 from eventmill.sdk.mill import Mill, Rule, Schedule
-from eventmill.sdk.patterns import TICK_TYPE, Own
+from eventmill.sdk.patterns import Own, ticks_of
 
 Document = Dict[str, Any]
 Entity = Tuple[str, str, Document]
@@ -147,8 +147,7 @@ class _Packed:
     def trigger(self, mill: Mill, rule: Rule) -> Entity:
         name = _trigger_name(mill, rule)
         if isinstance(rule.pattern, Schedule):
-            tick = {"type": [TICK_TYPE], "subject": [f"{self.namespace}/{name}"]}
-            annotations = {"pattern": tick, "schedule": dict(rule.pattern)}
+            annotations = {"pattern": ticks_of(f"{self.namespace}/{name}"), "schedule": dict(rule.pattern)}
         else:
             annotations = {"pattern": _resolved(rule.pattern, self.namespace)}
         return "triggers", name, {"parameters": [], "annotations": self._annotations(annotations)}

@@ -30,6 +30,7 @@ WRITTEN_TYPES = (
 SUCCEEDED_TYPE = "org.eventmill.activation.succeeded"
 FAILED_TYPE = "org.eventmill.activation.failed"
 TICK_TYPE = "org.eventmill.schedule.tick"
+TICK_SOURCE = "/eventmill/schedules"
 
 
 class Own(str):
@@ -96,6 +97,11 @@ def cron(expression: str, *, timezone: str = "UTC") -> Schedule:
     if not isinstance(expression, str) or len(expression.split()) != 5:
         raise FlowError(f'cron({expression!r}): five fields are needed, such as "0 3 * * *"')
     return Schedule(cron=" ".join(expression.split()), timezone=timezone)
+
+
+def ticks_of(trigger: str) -> Pattern:
+    """The ticks of the schedule of this trigger (qualified name): nobody else can make an event of that source."""
+    return {"source": [TICK_SOURCE], "type": [TICK_TYPE], "subject": [trigger]}
 
 
 def _pattern(types: Tuple[str, ...], subject: Any, data: Optional[Conditions]) -> Pattern:

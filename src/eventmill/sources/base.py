@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from eventmill.errors import EventmillError
@@ -27,4 +27,12 @@ class SourceState(Protocol):
 
     async def put(self, name: str, value: Any) -> None:
         """Keep this value; returns when it would survive the death of the process."""
+        ...
+
+    async def get_below(self, prefix: str) -> dict[str, Any]:
+        """All values whose names begin with this, by what follows it."""
+        ...
+
+    async def put_all(self, values: Mapping[str, Any]) -> None:
+        """Keep these values, together; None: forget it. At most a few hundred."""
         ...

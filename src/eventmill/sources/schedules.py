@@ -1,7 +1,8 @@
 """Schedules as a source: a tick, which is an event, at every due time of a cron expression or an interval.
 
-Owns the due times, and for each schedule the last one that was dealt with. Waits for the next due time on a timer of
-the wall clock, and looks at the clock at no other time.
+Owns the due times, and for each schedule the last one that was dealt with, which is a value of its own in the state: a
+tick costs the same however many schedules there are. Waits for the next due time on a timer of the wall clock, and
+looks at the clock at no other time. Ticks that are due within a tenth of a second are made, and noted, together.
 
 The rules
     - A cron expression has five fields, or six, seconds first, and a time zone. Daylight saving is handled as in
@@ -14,6 +15,7 @@ The rules
     - A schedule that is new, or whose times have changed, begins now: it has missed nothing.
     - If the clock is set back, due times come again: their ticks have the same ids, and the ledger knows them.
     - Killed between a tick and its note, the next start makes the same tick again, with the same id.
+    - A schedule that can't be computed after all is logged and left out until its times change; the others go on.
 
 Concurrency: all on the event loop. `set` may be called at any time.
 """
@@ -21,6 +23,8 @@ Concurrency: all on the event loop. `set` may be called at any time.
 from __future__ import annotations
 
 import asyncio
+import heapq
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, tzinfo
@@ -31,15 +35,23 @@ from zoneinfo import ZoneInfo
 from cronsim import CronSim, CronSimError
 
 from eventmill.entities.ids import tick_event_id
-from eventmill.errors import InvalidInput
+from eventmill.errors import InvalidSchedule
 from eventmill.events.validation import is_clean
 from eventmill.sdk.event import Event
+from eventmill.sdk.patterns import TICK_SOURCE, TICK_TYPE
 from eventmill.sources.base import Emit, SourceState
 from eventmill.sources.clock import Clock, WallClock, timestamp
 
-TYPE: Final = "org.eventmill.schedule.tick"
-SOURCE: Final = "/eventmill/schedules"
-STATE: Final = "schedules"
+_log = logging.getLogger(__name__)
+
+STATE: Final = "schedules/"
+"""What the names of the schedules' own values in the state begin with."""
+_STATE_OF_ALL: Final = "schedules"
+"""One value with all schedules, as earlier versions had it."""
+_TOGETHER_MS: Final = 100
+"""After ticks were made, the next are made no sooner."""
+_TOGETHER_MAX: Final = 500
+"""So many ticks, or notes of them, are handed on at once."""
 EVERY_MIN_S: Final = 1.0
 EVERY_MAX_S: Final = 366 * 86400.0
 _KEYS: Final = frozenset({"cron", "timezone", "every_s", "at", "start", "stop", "payload"})
@@ -127,13 +139,17 @@ class Schedule:
             yield from self._of_cron(self.cron, after_ms)
 
     def _of_cron(self, cron: str, after_ms: int) -> Iterator[int]:
+        """Ends with the year 9999, which is the last that a datetime knows."""
         last = after_ms
-        for time in CronSim(cron, datetime.fromtimestamp(after_ms / 1000, _zone(self.timezone))):
-            due = round(time.timestamp()) * 1000
-            # in the hour that daylight saving repeats or leaves out, two local times may be one, or already over
-            if due > last:
-                last = due
-                yield due
+        try:
+            for time in CronSim(cron, datetime.fromtimestamp(after_ms / 1000, _zone(self.timezone))):
+                due = round(time.timestamp()) * 1000
+                # in the hour that daylight saving repeats or leaves out, two local times may be one, or already over
+                if due > last:
+                    last = due
+                    yield due
+        except (OverflowError, ValueError):
+            return
 
     def _latest(self, after_ms: int, until_ms: int) -> int:
         """The latest due time in (after, until], where one is known to be: searched in ever longer stretches."""
@@ -154,31 +170,34 @@ def parse_schedule(name: str, document: Mapping[str, Any]) -> Schedule:
     `{"at": "2030-01-01T00:00:00Z"}`. The first two may have `start` and `stop`; times are RFC 3339 or epoch ms. A
     `payload` (an object) is not ours: the trigger's rules give it to their actions.
 
-    Raises InvalidInput, which says what is wrong.
+    Raises InvalidSchedule, which says what is wrong with which key.
     """
     if not name or not is_clean(name):
-        raise InvalidInput("schedule: its name must be a text without control characters")
+        raise InvalidSchedule(name, "", "its name must be a text without control characters")
     if unknown := sorted(set(document) - _KEYS):
-        known = ", ".join(sorted(_KEYS))
-        raise InvalidInput(f"schedule '{name}': unknown key '{unknown[0]}' (known: {known})")
+        raise InvalidSchedule(name, unknown[0], f"unknown key '{unknown[0]}' (known: {', '.join(sorted(_KEYS))})")
     if len(document.keys() & {"cron", "every_s", "at"}) != 1:
-        raise InvalidInput(f"schedule '{name}': one of cron, every_s and at is needed, and only one")
+        raise InvalidSchedule(name, "", "one of cron, every_s and at is needed, and only one")
     if not isinstance(document.get("payload", {}), dict):
-        raise InvalidInput(f"schedule '{name}': payload must be a JSON object")
+        raise InvalidSchedule(name, "payload", "payload must be a JSON object")
     if "timezone" in document and "cron" not in document:
-        raise InvalidInput(f"schedule '{name}': only a cron expression has a timezone")
+        raise InvalidSchedule(name, "timezone", "only a cron expression has a timezone")
     if "at" in document:
         if document.keys() & {"start", "stop"}:
-            raise InvalidInput(f"schedule '{name}': what is due once has neither start nor stop")
+            raise InvalidSchedule(name, "at", "what is due once has neither start nor stop")
         return Schedule(name=name, at_ms=_time(name, "at", document))
     start_ms, stop_ms = _time(name, "start", document), _time(name, "stop", document)
     if start_ms is not None and stop_ms is not None and stop_ms <= start_ms:
-        raise InvalidInput(f"schedule '{name}': stop must be later than start")
-    if "cron" in document:
-        schedule = _parse_cron(name, document["cron"], document.get("timezone", "UTC"))
-    else:
-        schedule = Schedule(name=name, every_s=_parse_interval(name, document["every_s"]))
-    return replace(schedule, start_ms=start_ms, stop_ms=stop_ms)
+        raise InvalidSchedule(name, "stop", "stop must be later than start")
+    if "cron" not in document:
+        every_s = _parse_interval(name, document["every_s"])
+        return Schedule(name=name, every_s=every_s, start_ms=start_ms, stop_ms=stop_ms)
+    schedule = _parse_cron(name, document["cron"], document.get("timezone", "UTC"))
+    bounded = replace(schedule, start_ms=start_ms, stop_ms=stop_ms)
+    if bounded.next_after(0) is None:
+        bound = "stop" if start_ms is None else "start"
+        raise InvalidSchedule(name, bound, f"cron '{schedule.cron}' is never due between start and stop")
+    return bounded
 
 
 def _time(name: str, key: str, document: Mapping[str, Any]) -> int | None:
@@ -194,34 +213,33 @@ def _time(name: str, key: str, document: Mapping[str, Any]) -> int | None:
             return value
     except (ValueError, OverflowError, OSError):
         pass
-    raise InvalidInput(f"schedule '{name}': {key} must be a time like '2030-01-01T00:00:00Z', or milliseconds")
+    raise InvalidSchedule(name, key, f"{key} must be a time like '2030-01-01T00:00:00Z', or milliseconds")
 
 
 def _parse_interval(name: str, every_s: Any) -> float:
     if isinstance(every_s, bool) or not isinstance(every_s, int | float) or not EVERY_MIN_S <= every_s <= EVERY_MAX_S:
-        raise InvalidInput(f"schedule '{name}': every_s must be a number of seconds from 1 to {EVERY_MAX_S:.0f}")
+        raise InvalidSchedule(name, "every_s", f"every_s must be a number of seconds from 1 to {EVERY_MAX_S:.0f}")
     return every_s
 
 
 def _parse_cron(name: str, cron: Any, timezone: Any) -> Schedule:
     if not isinstance(cron, str) or len(cron.split()) not in (5, 6):
-        raise InvalidInput(
-            f"schedule '{name}': cron must have five fields (minute, hour, day, month, weekday), such as '0 3 * * *',"
-            " or six, seconds first"
-        )
+        fields = "five fields (minute, hour, day, month, weekday), such as '0 3 * * *', or six, seconds first"
+        raise InvalidSchedule(name, "cron", f"cron must have {fields}")
     try:
         if not isinstance(timezone, str):
             raise ValueError(timezone)
         _zone(timezone)
     except (KeyError, ValueError, OSError):
-        raise InvalidInput(f"schedule '{name}': there is no time zone {timezone!r} (such as 'Europe/Berlin')") from None
+        what = f"there is no time zone {timezone!r} (such as 'Europe/Berlin')"
+        raise InvalidSchedule(name, "timezone", what) from None
     schedule = Schedule(name=name, cron=" ".join(cron.split()), timezone=timezone)
     try:
         never = schedule.next_after(0) is None
     except CronSimError as e:
-        raise InvalidInput(f"schedule '{name}': cron '{cron}': {e}") from None
+        raise InvalidSchedule(name, "cron", f"cron '{cron}': {e}") from None
     if never:
-        raise InvalidInput(f"schedule '{name}': cron '{cron}' is never due")
+        raise InvalidSchedule(name, "cron", f"cron '{cron}' is never due")
     return schedule
 
 
@@ -244,8 +262,14 @@ class ScheduleSource:
         self._emit = emit
         self._state = state
         self._clock = clock or WallClock()
-        self._wanted: dict[str, Schedule] | None = None
+        self._wanted: dict[str, Schedule] = {}
         self._running: dict[str, _Running] = {}
+        self._dues: list[tuple[int, str]] = []
+        """A heap: the next due time of each that runs, and its name."""
+        self._done: dict[str, tuple[str, int]] = {}
+        """Name to (times, done) of what runs: what the state is to have."""
+        self._unnoted: set[str] = set()
+        """Names of which the state has something else than `_done`."""
         self._changed = asyncio.Event()
 
     def set(self, schedules: Iterable[Schedule]) -> None:
@@ -256,52 +280,84 @@ class ScheduleSource:
     async def run(self) -> None:
         """Make ticks until cancelled. Does nothing, and forgets nothing, before the first `set`."""
         await self._changed.wait()
-        saved: dict[str, Any] = await self._state.get(STATE) or {}
-        known = {name: (times, done_ms) for name, (times, done_ms) in saved.items()}
+        await self._load()
+        before_ms = 0
         while True:
-            self._changed.clear()
             now_ms = self._clock.now_ms()
-            self._take_up(known, now_ms)
+            if self._changed.is_set() or now_ms < before_ms:
+                self._changed.clear()
+                self._take_up(now_ms)
+            before_ms = now_ms
             ticks = self._ticks(now_ms)
             if ticks:
                 await self._emit(ticks)
-            done = {name: (r.schedule.times, r.done_ms) for name, r in self._running.items()}
-            if done != known:
-                await self._state.put(STATE, done)
-                known = done
-            await self._wait()
+            await self._note()
+            if len(ticks) < _TOGETHER_MAX:
+                await self._wait(now_ms + _TOGETHER_MS if ticks else 0)
 
-    def _take_up(self, known: Mapping[str, tuple[str, int]], now_ms: int) -> None:
-        """Make what runs the same as what is wanted. `known`: name to (times, done) of what has run so far."""
+    # the state
+
+    async def _load(self) -> None:
+        """What has run so far; what an earlier version noted of all schedules at once becomes a value of each."""
+        of_all: dict[str, Any] | None = await self._state.get(_STATE_OF_ALL)
+        saved = await self._state.get_below(STATE)
+        self._done = {name: (times, done_ms) for name, (times, done_ms) in {**(of_all or {}), **saved}.items()}
+        if of_all is not None:
+            self._unnoted = set(self._done)
+            await self._note()
+            await self._state.put_all({_STATE_OF_ALL: None})
+
+    async def _note(self) -> None:
+        names, self._unnoted = list(self._unnoted), set()
+        for first in range(0, len(names), _TOGETHER_MAX):
+            some = names[first : first + _TOGETHER_MAX]
+            await self._state.put_all({STATE + name: self._done.get(name) for name in some})
+
+    def _has_done(self, name: str, times: str, done_ms: int) -> None:
+        if self._done.get(name) != (times, done_ms):
+            self._done[name] = (times, done_ms)
+            self._unnoted.add(name)
+
+    # the due times
+
+    def _take_up(self, now_ms: int) -> None:
+        """Make what runs the same as what is wanted."""
         running = {}
-        for name, schedule in (self._wanted or {}).items():
-            times, done_ms = known.get(name, (schedule.times, now_ms))
-            if times != schedule.times:
-                done_ms = now_ms
+        for name, schedule in self._wanted.items():
             before = self._running.get(name)
-            if before is not None and before.schedule.times == schedule.times and before.done_ms <= now_ms:
-                running[name] = before
-            else:
-                done_ms = min(done_ms, now_ms)  # the clock was set back
-                running[name] = _Running(schedule, done_ms, schedule.next_after(done_ms))
+            if before is None or before.schedule.times != schedule.times or before.done_ms > now_ms:
+                times, done_ms = self._done.get(name, (schedule.times, now_ms))
+                # changed times begin now; if the clock was set back, due times come again
+                done_ms = min(done_ms, now_ms) if times == schedule.times else now_ms
+                before = _Running(schedule, done_ms, _next(schedule, done_ms))
+                self._has_done(name, schedule.times, done_ms)
+            running[name] = before
+        for name in self._done.keys() - running.keys():
+            del self._done[name]
+            self._unnoted.add(name)
         self._running = running
+        self._dues = [(r.next_ms, name) for name, r in running.items() if r.next_ms is not None]
+        heapq.heapify(self._dues)
 
     def _ticks(self, now_ms: int) -> list[Event]:
-        """The ticks that are due, in the order of their times."""
+        """The ticks that are due, in the order of their times: as many as are handed on at once."""
         ticks = []
-        for running in self._running.values():
-            if running.next_ms is None or running.next_ms > now_ms:
-                continue
-            due = running.schedule.due_in(running.done_ms, now_ms)
+        while self._dues and self._dues[0][0] <= now_ms and len(ticks) < _TOGETHER_MAX:
+            name = heapq.heappop(self._dues)[1]
+            running = self._running[name]
+            due = _due_in(running.schedule, running.done_ms, now_ms)
             if due is not None:
                 running.done_ms = due[0]
-                ticks.append((due[0], running.schedule.name, due[1] - 1))
-            running.next_ms = running.schedule.next_after(now_ms)
+                self._has_done(name, running.schedule.times, due[0])
+                ticks.append((due[0], name, due[1] - 1))
+            running.next_ms = _next(running.schedule, now_ms)
+            if running.next_ms is not None:
+                heapq.heappush(self._dues, (running.next_ms, name))
         return [_tick(name, due_ms, missed) for due_ms, name, missed in sorted(ticks)]
 
-    async def _wait(self) -> None:
-        """Until the next due time, or until the clock or the schedules were set."""
-        due_ms = min((r.next_ms for r in self._running.values() if r.next_ms is not None), default=None)
+    async def _wait(self, earliest_ms: int) -> None:
+        """Until the next due time, but not before `earliest_ms`; or until the clock or the schedules were set."""
+        due_ms = max(self._dues[0][0], earliest_ms) if self._dues else None
         waits = [
             asyncio.ensure_future(self._clock.until(due_ms)),
             asyncio.ensure_future(self._changed.wait()),
@@ -316,13 +372,30 @@ class ScheduleSource:
             await asyncio.gather(*waits, return_exceptions=True)
 
 
+def _next(schedule: Schedule, after_ms: int) -> int | None:
+    """Its next due time; None also if that can't be computed."""
+    try:
+        return schedule.next_after(after_ms)
+    except Exception:  # whatever it is, it is this schedule's own
+        _log.exception("schedule %s is left out until it is changed", schedule.name)
+        return None
+
+
+def _due_in(schedule: Schedule, after_ms: int, until_ms: int) -> tuple[int, int] | None:
+    try:
+        return schedule.due_in(after_ms, until_ms)
+    except Exception:  # likewise
+        _log.exception("schedule %s: what was due is not known", schedule.name)
+        return None
+
+
 def _tick(name: str, due_ms: int, missed: int) -> Event:
     due = timestamp(due_ms * 1_000_000)
     return Event(
         specversion="1.0",
         id=tick_event_id(name, due_ms),
-        source=SOURCE,
-        type=TYPE,
+        source=TICK_SOURCE,
+        type=TICK_TYPE,
         subject=name,
         time=due,
         datacontenttype="application/json",

@@ -180,9 +180,21 @@ class Tx:
         return None if value is None else orjson.loads(value)
 
     def set_source_state(self, name: str, value: Any) -> None:
+        self.set_source_states({name: value})
+
+    def source_states(self, prefix: str) -> dict[str, Any]:
+        """All values whose names begin with this, by what follows it."""
         t = schema.source_state
-        self._connection.execute(delete(t).where(t.c.name == name))
-        self._connection.execute(insert(t).values(name=name, value=orjson.dumps(value)))
+        rows = self._connection.execute(select(t).where(t.c.name.startswith(prefix, autoescape=True)))
+        return {row.name[len(prefix) :]: orjson.loads(row.value) for row in rows}
+
+    def set_source_states(self, values: Mapping[str, Any]) -> None:
+        """Replace these values; None: there is none any more."""
+        t = schema.source_state
+        self._connection.execute(delete(t).where(t.c.name.in_(values)))
+        rows = [{"name": name, "value": orjson.dumps(value)} for name, value in values.items() if value is not None]
+        if rows:
+            self._connection.execute(insert(t), rows)
 
 
 class Store(ABC):
