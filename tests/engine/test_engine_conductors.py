@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -276,6 +277,49 @@ def test_what_it_has_been_told_of_is_not_replayed(tmp_path: Path) -> None:
         assert result(done) == {"back": {"error": "stop"}}
 
     run(tmp_path, body, catches("fails"))
+
+
+def test_its_own_calls_are_no_completions(tmp_path: Path) -> None:
+    """Who follows a conductor is told of its end, once; who follows a component, of the component's."""
+
+    async def body(w: World) -> None:
+        for of in ("c", "inc"):
+            await w.action(f"after-{of}")
+            w.functions.functions[f"after-{of}"] = lambda params: {}
+            pattern = {"type": ["org.eventmill.activation.succeeded"], "subject": [f"ns/{of}"]}
+            await w.rule(f"r-{of}", pattern, f"after-{of}")
+        done = await call(w)
+        await w.until_finished(12)
+        await w.quiet()
+        ran = Counter(row.action for row in await w.rows())
+        assert ran == {"ns/c": 5, "ns/inc": 3, "ns/after-inc": 3, "ns/after-c": 1}
+        (after,) = [row for row in await w.rows() if row.action == "ns/after-c"]
+        assert orjson.loads(after.params)["data"]["activationId"] == done.id
+
+    run(tmp_path, body, counting)
+
+
+def test_one_that_maps_itself_is_bounded_by_its_namespace_s_quota(tmp_path: Path) -> None:
+    most = 0
+
+    def conductor(params: dict[str, Any]) -> dict[str, Any]:
+        if "back" in params:
+            return {"params": {}}
+        return {"action": "all", "params": {"items": [{}] * 8}, "state": {"back": 1}}
+
+    async def body(w: World) -> None:
+        nonlocal most
+        await w.action("all", "map", components=["c"])
+        row = await w.engine.invoke("ns/c", {})
+        async for finished, _ in w.engine.follow():
+            most = max(most, w.engine.alive("ns"))
+            if row.id in {each.id for each in finished}:
+                break
+        refused = {result(each).get("error") for each in await w.rows(10_000) if each.state is State.FAILED}
+        assert "namespace ns has as many activations that have not finished as it may" in refused
+        assert most < 60, most
+
+    run(tmp_path, body, conductor, depth=4, pending_per_namespace=20)
 
 
 def test_its_time_limit_ends_it_and_its_step(tmp_path: Path) -> None:

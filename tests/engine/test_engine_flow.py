@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
+from eventmill.engine import Engine
 from eventmill.entities import Category, State, Status, ids
 from eventmill.errors import Conflict, NotFound
 from eventmill.executors import Attempt
@@ -536,6 +537,54 @@ def test_a_kind_that_nobody_runs_fails_at_once(tmp_path: Path) -> None:
             assert (done.state, done.result) == (
                 State.FAILED, b'{"error":"this server runs no actions of kind http"}',
             )  # fmt: skip
+
+    run(body)
+
+
+def test_what_nobody_here_runs_waits_for_a_server_that_does(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with stopped(tmp_path) as w:
+            engine = Engine(w.store, w.backbone, {}, settings(tmp_path))
+            await engine.start()
+            await w.action("f")
+            await w.action("chain", "sequence", components=["f"])
+            rows = [await engine.invoke(f"ns/{name}", {"n": 1}, wait_s=0.1) for name in ("f", "chain", "f")]
+            assert [row.state for row in rows] == [State.PENDING, State.RUNNING, State.PENDING]
+            await engine.cancel(rows[2].id)
+            await engine.stop()
+            assert engine.problem is None
+        async with world(tmp_path, {"f": lambda params: params}) as w:
+            ended = await w.until_final(*(row.id for row in rows))
+            assert [row.state for row in ended] == [State.SUCCEEDED, State.SUCCEEDED, State.CANCELLED]
+
+    run(body)
+
+
+def test_components_have_the_parameters_of_the_binding_that_names_them(tmp_path: Path) -> None:
+    """Also those after the first; by its own name an action has its package's alone."""
+
+    def conductor(params: dict[str, Any]) -> dict[str, Any]:
+        return {"params": {}} if "again" in params else {"action": "p/f", "state": {"again": 1}}
+
+    async def body() -> None:
+        async with world(tmp_path, {"p/f": lambda params: {}, "p/c": conductor}) as w:
+            for name, of in (("p", {}), ("b", {"namespace": "ns", "name": "p"})):
+                parameters = [{"key": key, "value": name} for key in ("named", "own")]
+                await w.put("packages", name, {"parameters": parameters, "binding": of, "publish": False})
+            await w.action("p/f", parameters={"own": "f"})
+            await w.action("p/c", conductor=True)
+            await w.action("chain", "sequence", components=["b/f", "p/f", "b/f"])
+            await w.action("each", "map", components=["b/f"])
+            await w.action("conducted", "sequence", components=["b/c"])
+            expected = {"chain": "bpb", "each": "bbb", "conducted": "bpb"}
+            for name, named in expected.items():
+                w.functions.calls.clear()
+                await w.call(name, {"items": [{}] * 3} if name == "each" else {})
+                calls = [(orjson.loads(each.params), each) for each in w.functions.calls]
+                assert "".join(params["named"] for params, _ in calls) == named, name
+                assert all(params["own"] == "f" for params, each in calls if each.action.name == "p/f")
+                rows = [await w.row(each.activation) for _, each in calls]
+                assert [row.binding for row in rows] == [{"b": "ns/b", "p": None}[n] for n in named]
 
     run(body)
 

@@ -37,6 +37,9 @@ def begin(turn: Turn, action: Action, activation: Activation) -> None:
     if activation.depth > turn.limits.depth:
         problem = f"more than {turn.limits.depth} conductors and completions lead to conductor {action.qualified}"
         turn.finish(activation, State.FAILED, Status.APPLICATION_ERROR, decide.error(problem))
+    elif through_map and turn.over_quota(activation.namespace):  # else one that maps itself over two fills the disk
+        problem = f"namespace {activation.namespace} has as many activations that have not finished as it may"
+        turn.finish(activation, State.FAILED, Status.APPLICATION_ERROR, decide.error(problem))
     else:
         _call(turn, activation, 0, activation.params)
 
@@ -48,11 +51,16 @@ def again(turn: Turn, action: Action, row: Activation) -> None:
         turn.pin(row)
 
 
+def is_own_call(turn: Turn, row: Activation) -> bool:
+    """Whether this is a conductor's call of its own code: a part of it, of whose end nobody else is told."""
+    return row.parent is not None and turn.book.revision(turn.tx, row.revision).category is not row.category
+
+
 def step_ended(turn: Turn, parent: Activation, step: Activation) -> None:
     """A call has ended: what it says is done. A component has ended: the conductor is told, also of a failure."""
     if parent.state.final:
         return
-    is_call = step.category is Category.FUNCTION and step.revision == parent.revision
+    is_call = is_own_call(turn, step)
     if step.state is State.CANCELLED or (is_call and step.state is State.FAILED):
         _end(turn, parent, step.index, step.state, step.status or Status.APPLICATION_ERROR, step.result or b"{}")
     elif is_call:
@@ -105,7 +113,8 @@ def _call(turn: Turn, parent: Activation, index: int, payload: bytes) -> None:
         _end(turn, parent, index - 1, State.FAILED, Status.APPLICATION_ERROR, decide.error(_TOO_LONG))
         return
     _count(turn, parent, "calls", 1)
-    action = turn.book.revision(turn.tx, parent.revision)
+    named = "" if parent.binding is None else f"{parent.binding}/{parent.action.rpartition('/')[2]}"
+    action = turn.book.revision(turn.tx, parent.revision, named)
     steps.begin_step(turn, parent, index, action, payload, category=Category.FUNCTION)
 
 

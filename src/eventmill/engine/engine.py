@@ -212,6 +212,13 @@ class Engine:
         )
         return id
 
+    async def check_room(self, namespace: str) -> None:
+        """What the server itself is to do for this namespace, and will `record`, may be done. Raises Throttled or
+        Unavailable, as `invoke` does."""
+        self._backbone.check_room()
+        self._check_trouble()
+        await self._inbox.request(partial(requests.check_room, namespace=namespace))
+
     async def record(
         self, action: str, namespace: str, params: Mapping[str, Any], status: Status, result: Mapping[str, Any], *,
         started_ms: int,
@@ -543,7 +550,7 @@ class Engine:
 
     def _window(self, queue: str) -> int:
         limits = self._settings.limits
-        if self._draining:
+        if self._draining or self._runs(queue) not in self._executors:  # it waits for a server that has one
             return 0
         return limits.jobs_in_queue if queue.startswith("pool:") else limits.window_per_action
 

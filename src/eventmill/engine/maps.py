@@ -105,7 +105,7 @@ def _spread(turn: Turn, parent: Activation) -> None:
             return None
     else:
         elements = [decide.element_params(item) for item in (items or [])[first : first + turn.budget]]
-    component = turn.book.revision(turn.tx, state.component)
+    component = steps.component(turn, parent, state.component)
     state.spread += len(elements)
     turn.budget -= len(elements)
     for index, params in enumerate(elements, first):

@@ -39,8 +39,7 @@ def invoke(
     action = turn.book.action(turn.tx, qualified, namespace)
     if action is None:
         raise NotFound(f"there is no action {qualified}")
-    _check_concurrency(turn, namespace)
-    _check_quota(turn, namespace)
+    check_room(turn, namespace)
     activation = turn.new(
         action,
         id,
@@ -48,7 +47,7 @@ def invoke(
         partition=turn.home.id,
         attempts_left=turn.retries(action, turn.limits.attempts_call),
         transaction=transaction,
-        binding=binding,
+        binding=binding or action.binding,
     )
     turn.begin(action, payload, activation)
     turn.settle()
@@ -77,6 +76,12 @@ def record(
     turn.record(row)
     turn.finish(row, State.SUCCEEDED if status is Status.SUCCESS else State.FAILED, status, result, on_error=False)
     return row
+
+
+def check_room(turn: Turn, namespace: str) -> None:
+    """A namespace may call one more action. Raises Throttled or Unavailable if too many have not finished."""
+    _check_concurrency(turn, namespace)
+    _check_quota(turn, namespace)
 
 
 def _check_concurrency(turn: Turn, namespace: str) -> None:

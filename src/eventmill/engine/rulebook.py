@@ -31,7 +31,8 @@ class RuleBook:
         self._uids: dict[str, str] = {}
         """uid of each rule that is in the index, by qualified name."""
         self._actions: dict[str, Action | None] = {}
-        self._revisions: dict[int, Action] = {}
+        self._revisions: dict[tuple[int, str], Action] = {}
+        """By revision, and the name that it was asked for by."""
 
     def __len__(self) -> int:
         return len(self._rules)
@@ -77,22 +78,25 @@ class RuleBook:
         if qualified not in self._actions:
             action = self._actions[qualified] = tx.entities.action(qualified)
             if action is not None:
-                self._remember(action)
+                self._remember(action, qualified)
         action = self._actions[qualified]
         return action if action is not None and _may_run(action, qualified, caller) else None
 
-    def revision(self, tx: Tx, revision: int) -> Action:
-        """The action as it was when an activation was recorded with it."""
-        action = self._revisions.get(revision)
+    def revision(self, tx: Tx, revision: int, named: str = "") -> Action:
+        """The action as it was when an activation was recorded with it. `named`: a name that it was found by, which may
+        be that of a binding, whose parameters it then has."""
+        action = self._revisions.get((revision, named))
         if action is None:
-            action = tx.entities.revision(revision)
-            self._remember(action)
+            action = tx.entities.revision(revision, named or None)
+            self._remember(action, named)
         return action
 
-    def _remember(self, action: Action) -> None:
+    def _remember(self, action: Action, named: str) -> None:
         if len(self._revisions) >= _REVISIONS_KEPT:
             self._revisions.clear()
-        self._revisions[action.revision] = action
+        self._revisions[action.revision, named] = action
+        if action.binding is None:
+            self._revisions[action.revision, ""] = action
 
     # keeping up
 

@@ -40,6 +40,12 @@ def begin_sequence(turn: Turn, action: Action, activation: Activation) -> None:
     begin_step(turn, activation, 0, pinned[0], activation.params)
 
 
+def component(turn: Turn, parent: Activation, revision: int, index: int = 0) -> Action:
+    """A component as it was pinned, by the name that the chain or map has for it."""
+    names = turn.book.revision(turn.tx, parent.revision).components
+    return turn.book.revision(turn.tx, revision, names[index])
+
+
 def is_long(turn: Turn, action: Action, caller: str) -> bool:
     """Whether this is a job or a map, or has one in it: nobody waits for its end on a connection."""
     if action.category is Category.SEQUENCE:
@@ -116,7 +122,7 @@ def step_ended(turn: Turn, parent: Activation, step: Activation) -> None:
     components: list[int] = orjson.loads(parent.chain or b"[]")
     next_index = step.index + 1
     if step.state is State.SUCCEEDED and next_index < len(components):
-        action = turn.book.revision(turn.tx, components[next_index])
+        action = component(turn, parent, components[next_index], next_index)
         begin_step(turn, parent, next_index, action, step.result or b"{}")
     else:
         parent.logs = tuple(ids.step_id(parent.id, i) for i in range(next_index))

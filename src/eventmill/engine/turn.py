@@ -224,7 +224,7 @@ class Turn:
             params=b"",
             created=self.now_ms,
             due=self.now_ms,
-            **more,
+            **{"binding": action.binding, **more},
         )
 
     def retries(self, action: Action, attempts: int) -> int:
@@ -407,13 +407,15 @@ class Turn:
         row.finishes += 1
         self.changes.alive[row.namespace] -= 1
         self.finished.append(row)
-        self._emit(completion_event(row, self.now_ms), SUCCEEDED if state is State.SUCCEEDED else FAILED)
+        is_own_call = conductors.is_own_call(self, row)
+        if not is_own_call:
+            self._emit(completion_event(row, self.now_ms), SUCCEEDED if state is State.SUCCEEDED else FAILED)
         if row.parent is not None:
             self._steps_ended.append(row)
         if state is State.FAILED:
             if row.rule is not None or kind != "activation":
                 self._letter(row, kind, _reason(row))
-            if on_error:
+            if on_error and not is_own_call:
                 self._begin_on_error(row)
 
     def settle(self) -> None:
@@ -432,8 +434,7 @@ class Turn:
         """The action that its own names in the annotation `on_error` gets the failed activation."""
         failed = self.book.revision(self.tx, row.revision)
         name = failed.annotations.get("on_error")
-        is_own_call = failed.category is not row.category  # a conductor's: its end is the conductor's to tell
-        if not isinstance(name, str) or is_own_call:
+        if not isinstance(name, str):
             return
         action = self.book.action(self.tx, decide.qualified(name, row.namespace), row.namespace)
         if action is None:

@@ -13,9 +13,9 @@ def activation_id(event_source: str, event_id: str, rule_uid: str) -> str:
     return digest("activation", event_source, event_id, rule_uid)
 
 
-def step_id(parent: str, index: int, element: int = 0, iteration: int = 0) -> str:
-    """A chain's step, a map's element, a conductor's iteration."""
-    return digest("step", parent, index, element, iteration)
+def step_id(parent: str, index: int) -> str:
+    """A chain's step, a map's element, a conductor's call or component."""
+    return digest("step", parent, index)
 
 
 def on_error_id(failed: str, finish: int) -> str:

@@ -79,6 +79,8 @@ class Action:
     limits: Limits = Limits()
     published: bool = False
     """Whether other namespaces may read and call it: its package is published."""
+    binding: str | None = None
+    """Qualified name of the binding through which it was found, whose parameters it has, too."""
 
     @property
     def qualified(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -174,11 +174,19 @@ class Entities:
         if stored is None or stored.collection != "actions":
             return None
         assert stored.revision is not None
-        package = self._package_of(namespace, name)
-        if [namespace, name] != given:
-            parameters = [*package["parameters"], *self._package_of(*given)["parameters"]]
-            package = {**package, "parameters": parameters}
-        return to_action(namespace, name, stored.revision, stored.document, package)
+        action = to_action(namespace, name, stored.revision, stored.document, self._package_of(namespace, name))
+        return action if [namespace, name] == given else self._bound(action, stored.document, *given)
+
+    def _bound(self, action: Action, document: Document, namespace: str, name: str) -> Action:
+        """The action as this name makes it, which is that of a binding (else it stays as it is)."""
+        binding, package = self._package_of(namespace, name), self._package_of(action.namespace, action.name)
+        if not binding.get("binding"):
+            return action
+        parameters = [*package.get("parameters", []), *binding["parameters"]]
+        bound = to_action(
+            action.namespace, action.name, action.revision, document, {**package, "parameters": parameters}
+        )
+        return replace(bound, binding=f"{namespace}/{name.split('/')[0]}")
 
     def unbound(self, namespace: str, name: str) -> tuple[str, str]:
         """(namespace, name) of what an action's name stands for where its package is a binding; else the same."""
@@ -192,15 +200,16 @@ class Entities:
         package = self.get(namespace, name.split("/")[0]) if "/" in name else None
         return {} if package is None else package.document
 
-    def revision(self, revision: int) -> Action:
+    def revision(self, revision: int, named: str | None = None) -> Action:
         """An action as it was when it was put: what an activation runs that was recorded with it. The package's
-        parameters are those of now. Raises NotFound."""
+        parameters are those of now; so are a binding's, if it was `named` through one. Raises NotFound."""
         t = schema.revisions
         row = self._connection.execute(select(t).where(t.c.id == revision)).first()
         if row is None:
             raise NotFound(f"there is no revision {revision}")
-        package = self._package_of(row.namespace, row.name)
-        return to_action(row.namespace, row.name, revision, orjson.loads(row.document), package)
+        document = orjson.loads(row.document)
+        action = to_action(row.namespace, row.name, revision, document, self._package_of(row.namespace, row.name))
+        return action if named in (None, action.qualified) else self._bound(action, document, *named.split("/", 1))
 
     def _new_revision(self, namespace: str, name: str, document: Mapping[str, Any], now_ms: int) -> int:
         values = {"namespace": namespace, "name": name, "version": document["version"], "created": now_ms}
