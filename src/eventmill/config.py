@@ -403,6 +403,8 @@ class Limits(_Section):
     """Combinations that the `$or`s of one pattern may stand for."""
     keyless_rules: NonNegativeInt = 200
     rules: PositiveInt = 1_000_000
+    schedules: PositiveInt = 1000
+    """Triggers of a namespace that have a schedule: each may tick every second."""
     depth: NonNegativeInt = 16
     """Completions between the first event and an activation: the loop guard."""
     attempts_event: PositiveInt = 3

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from eventmill.api.alarms import _minutes, _Wrong
 from tests.api.conftest import Caller, Running, running
 from tests.cli.server import started, wait_for
 
@@ -131,7 +132,11 @@ def test_the_life_of_an_alarm(feeds: Feeds) -> None:
     )
     annotations = feeds.annotations(name)
     assert annotations["schedule"] == {"cron": "0 3 * * *", "timezone": "Europe/Berlin", "payload": payload}
-    assert annotations["pattern"]["subject"] == [f"{feeds.caller.namespace}/{name}"]
+    assert annotations["pattern"] == {
+        "source": ["/eventmill/schedules"],
+        "type": ["org.eventmill.schedule.tick"],
+        "subject": [f"{feeds.caller.namespace}/{name}"],
+    }
     status, read = feeds.call("alarm", "READ", name)
     assert status == 200
     assert read["config"] == {
@@ -183,11 +188,19 @@ def test_a_trigger_that_is_put_again_keeps_its_alarm(feeds: Feeds) -> None:
         ("alarm", {"cron": "x"}, "cron pattern 'x' is not valid"),
         ("alarm", {"cron": "61 * * * *"}, "cron pattern '61 * * * *' is not valid"),
         ("alarm", {"cron": "0 3 * * *", "timezone": "Mars"}, "there is no time zone 'Mars' (such as 'Europe/Berlin')"),
+        ("alarm", {"cron": "0 0 29 2 *", "startDate": "9998-12-31T00:00:00Z"}, "cron '0 0 29 2 *' is never due between "
+         "start and stop"),
+        ("alarm", {"cron": "0 3 * * *", "timezone": "cron 'x' fields"}, "there is no time zone "
+         "\"cron 'x' fields\" (such as 'Europe/Berlin')"),
         ("alarm", {"cron": "0 3 * * *", "startDate": "x"}, "startDate parameter 'x' is not a valid Date"),
         ("alarm", {"cron": "0 3 * * *", "stopDate": 5}, "stopDate parameter '5' must be in the future"),
         ("interval", {}, "interval trigger feed is missing the minutes parameter"),
         ("interval", {"minutes": "x"}, "the minutes parameter must be an integer"),
         ("interval", {"minutes": 1.5}, "the minutes parameter must be an integer"),
+        ("interval", {"minutes": "inf"}, "the minutes parameter must be an integer"),
+        ("interval", {"minutes": "9" * 400}, "the minutes parameter must be an integer"),
+        ("interval", {"minutes": True}, "the minutes parameter must be an integer"),
+        ("interval", {"minutes": 10**8}, "every_s must be a number of seconds from 1 to 31622400"),
         ("interval", {"minutes": -1}, "the minutes parameter must be an integer greater than zero"),
         ("once", {}, "alarms once trigger feed is missing the date parameter"),
         ("once", {"date": FUTURE, "deleteAfterFire": "rules"}, "deleteAfterFire is not supported: the trigger stays, "
@@ -205,6 +218,42 @@ def test_refusals_are_the_feeds_own(feeds: Feeds, feed: str, parameters: dict[st
     assert (answer.status_code, answer.json()) == (502, {"error": error})
 
 
+@pytest.mark.parametrize("minutes", [float("inf"), float("nan"), 10**400])
+def test_numbers_that_no_json_has(minutes: Any) -> None:
+    with pytest.raises(_Wrong, match="must be an integer"):
+        _minutes(minutes)
+
+
+def test_a_pattern_of_the_author_is_not_replaced(feeds: Feeds) -> None:
+    name = feeds.trigger("alarm")
+    pattern = {"key": "pattern", "value": {"type": ["org.test.mine"]}}
+    feed = {"key": "feed", "value": "/whisk.system/alarms/alarm"}
+    feeds.caller.put(f"triggers/{name}", {"annotations": [feed, pattern]}, overwrite="true")
+    refused = (502, {"error": "the trigger has a pattern of its own, which an alarm would replace"})
+    assert feeds.call("alarm", "CREATE", name, cron="0 3 * * *") == refused
+    assert feeds.call("alarm", "DELETE", name) == DONE, "there is no alarm"
+    assert feeds.annotations(name) == {"feed": feed["value"], "pattern": pattern["value"]}
+
+
+def test_a_namespace_has_so_many_schedules(tmp_path: Path) -> None:
+    with running(tmp_path, limits={"schedules": 2}) as server, server.caller() as caller, server.caller() as other:
+        feeds = Feeds(caller)
+        names = [feeds.trigger("alarm") for _ in range(4)]
+        assert feeds.call("alarm", "CREATE", names[0], cron="0 3 * * *") == DONE
+        hourly = {"annotations": [{"key": "schedule", "value": {"every_s": 3600}}]}
+        caller.put("triggers/hourly", hourly)
+        error = f"namespace {caller.namespace} has 2 schedules already, the most allowed (limits.schedules)"
+        assert feeds.call("alarm", "CREATE", names[1], cron="0 3 * * *") == (502, {"error": error})
+        answer = caller.api("PUT", "triggers/one-more", hourly)
+        assert (answer.status_code, answer.json()["error"]) == (400, error)
+        assert feeds.call("alarm", "UPDATE", names[0], cron="0 4 * * *") == DONE
+        caller.put("triggers/hourly", hourly, overwrite="true")
+        caller.put("triggers/plain", {})
+        other.put("triggers/hourly", hourly)
+        assert feeds.call("alarm", "DELETE", names[0]) == DONE
+        caller.put("triggers/one-more", hourly)
+
+
 def test_a_call_is_an_activation_without_the_key(feeds: Feeds, mill: Running) -> None:
     name = feeds.trigger("alarm")
     body = {"lifecycleEvent": "CREATE", "triggerName": f"/_/{name}", "authKey": SECRET, "cron": "0 3 * * *"}
@@ -217,6 +266,19 @@ def test_a_call_is_an_activation_without_the_key(feeds: Feeds, mill: Running) ->
     for file in Path(mill.services.settings.server.data_dir).glob("store.db*"):
         assert SECRET.encode() not in file.read_bytes()
     assert feeds.caller.post(path, json=body).status_code == 202  # not waited for, it is done all the same
+
+
+def test_a_feed_of_ones_own_gets_a_key_if_it_says_so(user: Caller, mill: Running) -> None:
+    """A client sends its user's key, and what a call brings is written down."""
+    body = {"lifecycleEvent": "CREATE", "triggerName": "/_/t", "authKey": "mine:is-not-for-the-store"}
+    asks = [{"key": "provide-api-key", "value": True}]
+    user.function("plain", "def main(args):\n    return args", annotations=[{"key": "feed", "value": True}])
+    assert call(user, "_/actions/plain", body).json() == {"lifecycleEvent": "CREATE", "triggerName": "/_/t"}
+    for file in Path(mill.services.settings.server.data_dir).glob("store.db*"):
+        assert b"is-not-for-the-store" not in file.read_bytes()
+    user.function("asks", "def main(args):\n    return args", annotations=asks)
+    assert call(user, "_/actions/asks", body).json() == body
+    assert call(user, "_/actions/plain", {"authKey": "a"}).json() == {"authKey": "a"}  # asks for nothing of a feed
 
 
 def test_through_a_binding(feeds: Feeds) -> None:

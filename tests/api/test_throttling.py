@@ -16,7 +16,7 @@ from tests.api.sessions import PATIENCE_S
 pytestmark = pytest.mark.slow
 
 CODE = "def main(args):\n    return args"
-CALLS, FIRES, AT_ONCE = 6, 3, 5
+CALLS, FIRES, AT_ONCE = 7, 3, 5
 
 
 def too_many(count: int, most: int) -> str:
@@ -92,6 +92,11 @@ def test_at_once(caller: Caller, strict: Running) -> None:
         assert call(caller, "actions/slow") == (202, None)
     text = f"Too many concurrent requests in flight (count: {AT_ONCE}, allowed: {AT_ONCE})."
     assert call(caller) == (429, text)
+    alarm = {"lifecycleEvent": "CREATE", "triggerName": "t2", "cron": "0 3 * * *"}
+    caller.put("triggers/t2", {})
+    answer = caller.post("/api/v1/namespaces/whisk.system/actions/alarms/alarm", json=alarm)
+    assert (answer.status_code, answer.json()["error"]) == (429, text)
+    assert caller.api("GET", "triggers/t2").json()["annotations"] == [], "a call that is refused has done nothing"
     with strict.caller() as other:
         other.function("e", CODE)
         assert call(other) == (202, None)

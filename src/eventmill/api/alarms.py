@@ -13,15 +13,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 from eventmill.api import documents
-from eventmill.api.lookup import SYSTEM, now_ms
+from eventmill.api.lookup import SYSTEM, check_schedules, now_ms
 from eventmill.api.services import Services
 from eventmill.engine import Engine
 from eventmill.entities import Activation, Document, Status
-from eventmill.errors import InvalidEntity, InvalidInput
+from eventmill.errors import InvalidEntity, InvalidSchedule
+from eventmill.sdk.patterns import ticks_of
 from eventmill.store import Stored, Tx
 
 PACKAGE = f"{SYSTEM}/alarms/"
-TICK = "org.eventmill.schedule.tick"
 _SECRET = "authKey"
 _FIRST_MS = 30_000
 """An interval without a start begins so much later, as OpenWhisk's does."""
@@ -39,6 +39,7 @@ class Alarms:
         self._store = services.store
         self._engine: Engine = services.engine
         self._check = services.check_schedule
+        self._limits = services.settings.limits
 
     @staticmethod
     def serves(action: str) -> bool:
@@ -46,7 +47,9 @@ class Alarms:
         return action.startswith(PACKAGE)
 
     async def call(self, action: str, caller: str, parameters: Mapping[str, Any]) -> Activation:
-        """The call's activation, which has ended."""
+        """The call's activation, which has ended. Raises Throttled or Unavailable, and has done nothing then, if the
+        caller may not have one more activation."""
+        await self._engine.check_room(caller)
         started_ms = now_ms()
         known = {name: value for name, value in parameters.items() if name != _SECRET}
         try:
@@ -81,18 +84,26 @@ class Alarms:
                 return
             annotations = documents.values(trigger.document["annotations"])
             schedule = change(annotations.get("schedule", {}))
+            if "schedule" not in annotations:
+                if schedule is None:
+                    return
+                if "pattern" in annotations:
+                    raise _Wrong("the trigger has a pattern of its own, which an alarm would replace")
             document = _with(trigger, schedule)
             if schedule is not None:
-                self._admit(tx, f"{caller}/{name}", document)
+                self._admit(tx, trigger, document)
             tx.entities.put("triggers", caller, name, trigger.uid, document, now_ms())
 
         await self._store.transact(work, durable=True)
         return {"status": "success"}
 
-    def _admit(self, tx: Tx, trigger: str, document: Document) -> None:
-        """The engine must be able to take the active rules in, which have a pattern now."""
-        active = [rule.uid for rule in tx.entities.rules_of(trigger) if rule.document["status"] == "active"]
+    def _admit(self, tx: Tx, trigger: Stored, document: Document) -> None:
+        """The namespace may have one more schedule, and the engine must be able to take the active rules in, which have
+        a pattern now."""
+        rules = tx.entities.rules_of(f"{trigger.namespace}/{trigger.name}")
+        active = [rule.uid for rule in rules if rule.document["status"] == "active"]
         try:
+            check_schedules(tx, trigger.namespace, document, trigger.document, self._limits)
             self._engine.admit(documents.values(document["annotations"])["pattern"], active)
         except InvalidEntity as e:
             raise _Wrong(str(e)) from e
@@ -120,10 +131,10 @@ class Alarms:
     def _checked(self, schedule: Document, parameters: Mapping[str, Any]) -> Document:
         try:
             self._check(schedule)
-        except InvalidInput as e:
-            if "cron '" in str(e) or "fields" in str(e):
+        except InvalidSchedule as e:
+            if e.field == "cron":
                 raise _Wrong(f"cron pattern '{parameters.get('cron')}' is not valid") from e
-            raise _Wrong(str(e).removeprefix("schedule 'schedule': ")) from e
+            raise _Wrong(e.reason) from e
         return schedule
 
 
@@ -163,9 +174,10 @@ def _rhythm(feed: str, parameters: Mapping[str, Any]) -> Document | None:
 def _minutes(given: Any) -> int:
     try:
         minutes = int(given)
-    except (TypeError, ValueError):
-        minutes = None
-    if minutes is None or isinstance(given, bool) or minutes != float(given):
+        exact = minutes == float(given) and not isinstance(given, bool)
+    except (TypeError, ValueError, OverflowError):
+        exact = False
+    if not exact:
         raise _Wrong("the minutes parameter must be an integer")
     if minutes <= 0:
         raise _Wrong("the minutes parameter must be an integer greater than zero")
@@ -204,7 +216,7 @@ def _with(trigger: Stored, schedule: Document | None) -> Document:
     """The trigger's document with this schedule in place of what it had."""
     kept = [pair for pair in trigger.document["annotations"] if pair["key"] not in _OWN]
     if schedule is not None:
-        pattern = {"type": [TICK], "subject": [f"{trigger.namespace}/{trigger.name}"]}
+        pattern = ticks_of(f"{trigger.namespace}/{trigger.name}")
         kept += [{"key": "schedule", "value": schedule}, {"key": "pattern", "value": pattern}]
     return {**trigger.document, "annotations": kept}
 

@@ -7,8 +7,10 @@ import uuid
 from dataclasses import dataclass
 from typing import cast
 
-from eventmill.api.errors import EXISTS, OTHER_COLLECTION, Refusal, forbidden, missing
+from eventmill.api.errors import EXISTS, INVALID_KEY, OTHER_COLLECTION, Refusal, forbidden, missing
+from eventmill.config import Limits
 from eventmill.entities import Document
+from eventmill.errors import InvalidEntity
 from eventmill.store import Stored, Tx
 
 SYSTEM = "whisk.system"
@@ -45,7 +47,26 @@ def put(tx: Tx, collection: str, namespace: str, name: str, document: Document, 
     return tx.entities.put(collection, namespace, name, uid, document, now_ms())
 
 
+def check_schedules(tx: Tx, namespace: str, new: Document, old: Document | None, limits: Limits) -> None:
+    """A trigger's new document may be stored: it adds no schedule to a namespace that has as many as it may. Raises
+    InvalidEntity."""
+    if not has_schedule(new) or (old is not None and has_schedule(old)):
+        return
+    if tx.entities.count("triggers", namespace) < limits.schedules:  # the usual case, without reading them all
+        return
+    triggers = tx.entities.listing("triggers", namespace)
+    if sum(has_schedule(trigger.document) for trigger in triggers) >= limits.schedules:
+        raise InvalidEntity(
+            f"namespace {namespace} has {limits.schedules} schedules already, the most allowed (limits.schedules)"
+        )
+
+
+def has_schedule(trigger: Document) -> bool:
+    return any(annotation["key"] == "schedule" for annotation in trigger["annotations"])
+
+
 def now_ms() -> int:
+    """Epoch milliseconds."""
     return time.time_ns() // 1_000_000
 
 

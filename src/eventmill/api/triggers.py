@@ -10,7 +10,7 @@ from eventmill.api import answers, documents
 from eventmill.api.auth import call_of, own_entity
 from eventmill.api.errors import missing
 from eventmill.api.lists import listings
-from eventmill.api.lookup import find, put, replaced
+from eventmill.api.lookup import check_schedules, find, put, replaced
 from eventmill.api.routing import NAMESPACE, route
 from eventmill.api.services import Services
 from eventmill.api.throttle import Throttle
@@ -55,6 +55,7 @@ class Triggers:
         def work(tx: Tx) -> Document:
             old = replaced(tx, "triggers", namespace, name, overwrite)
             document = documents.trigger(change, old.document if old else None)
+            check_schedules(tx, namespace, document, old.document if old else None, self._limits)
             # a new trigger does not know the rules of one that had its name before
             rules = tx.entities.rules_of(f"{namespace}/{name}") if old else []
             self._admit(document, rules)
