@@ -91,6 +91,49 @@ def test_a_host_that_is_not_ours_is_refused(caller: Caller, host: str) -> None:
         assert "server.allowed_hosts" in answer.json()["error"]
 
 
+CROSS, SAME, TYPED = "cross-site", "same-origin", "none"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "site", "mode", "is_answered"),
+    [
+        ("GET", "/eventmill/v1/check", TYPED, "navigate", True),
+        ("GET", "/eventmill/v1/check", CROSS, "cors", False),
+        ("GET", "/eventmill/v1/check", SAME, "cors", False),
+        ("DELETE", "/eventmill/v1/namespaces/x", SAME, "cors", False),
+        ("POST", "/events", "same-site", "no-cors", False),
+        ("GET", "/metrics", CROSS, "no-cors", False),
+        ("GET", ACTIONS, CROSS, "cors", True),
+        ("GET", ACTIONS, CROSS, "navigate", True),
+        ("GET", ACTIONS, SAME, "cors", False),
+        ("POST", ACTIONS + "/nosuch", CROSS, "cors", True),
+        ("POST", ACTIONS + "/nosuch", CROSS, "no-cors", False),
+        ("POST", ACTIONS + "/nosuch", CROSS, "navigate", False),
+        ("POST", ACTIONS + "/nosuch", SAME, "cors", False),
+        ("POST", ACTIONS + "/nosuch", TYPED, "navigate", True),
+        ("DELETE", ACTIONS + "/nosuch", CROSS, "cors", True),
+        ("GET", "/healthz", CROSS, "no-cors", True),
+        ("POST", "/api/v1/web/ns/default/nosuch", SAME, "navigate", True),
+    ],
+)
+def test_a_browser_that_remembers_a_key_is_no_way_in(
+    caller: Caller, method: str, path: str, site: str, mode: str, is_answered: bool
+) -> None:
+    headers = {"sec-fetch-site": site, "sec-fetch-mode": mode, "content-type": "application/json"}
+    answer = caller.request(method, path, headers=headers, content=b"{}" if method == "POST" else None)
+    assert (answer.status_code != 403) == is_answered
+    if not is_answered:
+        assert answer.json()["error"] == "This is not answered to web pages."
+
+
+def test_what_a_page_can_send_without_asking_is_not_taken(caller: Caller) -> None:
+    page = {"sec-fetch-site": CROSS, "sec-fetch-mode": "cors"}
+    assert caller.post(ACTIONS + "/nosuch", headers=page).status_code == 403
+    assert caller.post(ACTIONS + "/nosuch", headers=page, content=b"{}").status_code == 403
+    assert caller.options(ACTIONS + "/nosuch", headers=page).status_code == 200
+    assert caller.options("/events", headers=page).status_code == 403
+
+
 def test_a_request_keeps_its_own_id_if_that_is_sound(caller: Caller) -> None:
     def id_for(given: str | bytes) -> str:
         answer = caller.get(

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from eventmill.api.errors import Refusal
+from eventmill.api.namespaces import Namespaces
 from tests.api.conftest import Caller, Running, pool, running
+from tests.api.test_protocol import half_sent
+from tests.cli.server import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -76,6 +82,10 @@ def test_sources_of_ones_own(server: Running, root: Caller) -> None:
         {"name": 1},
         {"name": "_"},
         {"name": "whisk.system"},
+        {"name": "Whisk.System"},
+        {"name": "schedules"},
+        {"name": "a b"},
+        {"name": "a&b"},
         {"name": "a/b"},
         {"name": " "},
         {"name": "x" * 257},
@@ -138,6 +148,104 @@ def test_what_is_in_a_namespace_goes_by_force_alone(server: Running, root: Calle
         for collection in ("packages", "actions", "triggers", "rules"):
             assert again.api("GET", collection).json() == []
         until_ended(again)
+
+
+def test_a_request_under_way_does_not_outlive_its_namespace(server: Running, root: Caller) -> None:
+    with made(server, root, "late") as caller:
+        body = b'{"exec": {"kind": "python:3", "code": "def main(args): return args"}}'
+        with half_sent(caller, "PUT /api/v1/namespaces/_/actions/ghost", body) as connection:
+            assert caller.api("GET", "actions").json() == []
+            assert root.delete(f"{PATH}/late").status_code == 200
+            connection.send(body[10:])
+            assert connection.answer()[0] == 401
+    with made(server, root, "late") as again:
+        assert again.api("GET", "actions").json() == []
+
+
+def test_who_goes_on_putting_is_deleted_nevertheless(
+    server: Running, root: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with made(server, root, "stubborn") as caller:
+        cancel = Namespaces._cancel
+
+        async def meanwhile(self: Namespaces, name: str) -> None:
+            await asyncio.to_thread(caller.put, "triggers/again", {}, overwrite="true")
+            monkeypatch.setattr(Namespaces, "_cancel", cancel)
+
+        monkeypatch.setattr(Namespaces, "_cancel", meanwhile)
+        assert root.delete(f"{PATH}/stubborn", params={"force": "true"}).status_code == 200
+        assert caller.api("GET", "triggers").status_code == 401
+    with made(server, root, "stubborn") as again:
+        assert again.api("GET", "triggers").json() == []
+
+
+def test_a_key_that_is_withdrawn_while_it_is_looked_up_is_not_remembered(server: Running, root: Caller) -> None:
+    """Whatever order things come in."""
+    authenticator, store = server.authenticator, server.services.store
+    with made(server, root, "hasty") as caller:
+        header = "Basic " + b64encode(caller.key.encode()).decode()
+
+        async def work() -> None:
+            await authenticator.identify(header)
+            authenticator.forget()
+            await asyncio.gather(
+                authenticator.identify(header),
+                store.transact(lambda tx: tx.keys.delete("hasty")),
+                return_exceptions=True,
+            )
+            authenticator.forget()
+            with pytest.raises(Refusal):
+                await authenticator.identify(header)
+
+        server.run(work)
+
+
+KEYED = """
+import base64, os, time, urllib.request
+def main(args):
+    key = base64.b64encode(os.environ['__OW_API_KEY'].encode()).decode()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        request = urllib.request.Request(args['url'], headers={'Authorization': 'Basic ' + key})
+        try:
+            urllib.request.urlopen(request).close()
+        except urllib.error.HTTPError as e:
+            return {'status': e.code}
+        time.sleep(0.1)
+    return {'status': 200}
+"""
+
+
+def test_keys_of_functions_end_with_those_of_their_namespace(server: Running, root: Caller) -> None:
+    with made(server, root, "spinning") as old:
+        annotations = [{"key": "provide-api-key", "value": True}]
+        old.function(
+            "calls", KEYED, annotations=annotations, parameters=[{"key": "url", "value": f"{server.url}/ping"}]
+        )
+        id = old.api("POST", "actions/calls", {}).json()["activationId"]
+        wait_for(lambda: old.get(f"/eventmill/v1/activations/{id}").json()["state"] != "pending")
+        key = root.post(f"{PATH}/spinning/rotate").json()["key"]
+    with Caller(server.url, "spinning", key) as new:
+        ended = new.get(f"/eventmill/v1/activations/{id}", params={"wait_s": 20}).json()
+        assert ended["result"] == {"status": 401}
+
+
+def test_the_root_key_keeps_its_sources(server: Running, root: Caller) -> None:
+    status, text = refusal(root.post(f"{PATH}/{root.namespace}/rotate", json={"sources": ["//a/"]}))
+    assert (status, text) == (400, "the root key is for all sources: rotate it without 'sources'")
+    assert root.get(PATH).status_code == 200
+
+
+def test_who_has_no_root_key_sees_less_of_the_server(server: Running, root: Caller) -> None:
+    whole = root.get("/eventmill/v1/check").json()
+    assert whole["settings"]["server"]["data_dir"]
+    assert whole["components"]["engine"]["detail"]
+    with made(server, root, "curious") as caller:
+        told = caller.get("/eventmill/v1/check").json()
+        assert set(told["settings"]) == {"limits", "pools", "paths", "files"}
+        assert told["settings"]["limits"] == whole["settings"]["limits"]
+        assert set(told["components"]) == set(whole["components"])
+        assert all(facts == {"ok": True, "detail": ""} for facts in told["components"].values())
 
 
 def until_ended(caller: Caller) -> None:

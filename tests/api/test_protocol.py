@@ -63,11 +63,23 @@ def connected(server: Running) -> Iterator[Connection]:
         yield Connection(raw)
 
 
-def head(caller: Caller, request: str, *lines: str) -> bytes:
-    key = base64.b64encode(caller.key.encode()).decode()
-    return "\r\n".join(
-        [f"{request} HTTP/1.1", "Host: localhost", f"Authorization: Basic {key}", *lines, "", ""]
-    ).encode()
+def head(caller: Caller | None, request: str, *lines: str) -> bytes:
+    """With the key of this caller, if there is one."""
+    keys = [] if caller is None else [f"Authorization: Basic {base64.b64encode(caller.key.encode()).decode()}"]
+    return "\r\n".join([f"{request} HTTP/1.1", "Host: localhost", *keys, *lines, "", ""]).encode()
+
+
+@contextmanager
+def half_sent(caller: Caller, request: str, body: bytes, *, with_key: bool = True) -> Iterator[Connection]:
+    """A request with JSON of which ten bytes have been sent, and that has been let in."""
+    parts = urlsplit(str(caller.base_url))
+    with socket.create_connection((parts.hostname, parts.port or 0), timeout=10) as raw:
+        connection = Connection(raw)
+        lines = f"Content-Length: {len(body)}", "Content-Type: application/json", "Expect: 100-continue"
+        connection.send(head(caller if with_key else None, request, *lines))
+        assert connection.answer()[0] == 100
+        connection.send(body[:10])
+        yield connection
 
 
 def refusal(answer: tuple[int, bytes]) -> tuple[int, str]:

@@ -21,6 +21,7 @@ from eventmill.api.auth import Call
 from eventmill.api.projection import FORM
 from eventmill.api.web import Target, target_of
 from tests.api.conftest import OPENWHISK_LIMITS, Caller, Running, pool, running
+from tests.api.test_protocol import half_sent
 
 MIB = 1 << 20
 RETURNS = 'def main(args):\n    import json\n    return json.loads(args["result"])'
@@ -482,3 +483,30 @@ def test_an_action_that_answers_options_itself(owner: Caller, anybody: Anybody) 
     assert (answer.status_code, answer.json()["__ow_method"]) == (200, "options")
     assert "access-control-allow-origin" not in answer.headers
     assert anybody.get("default/custom").status_code == 401
+
+
+@pytest.mark.parametrize(("withdrawn", "status"), [({"require_whisk_auth": True}, 401), ({"web_export": False}, 404)])
+def test_what_is_withdrawn_while_a_body_comes_is_not_called(
+    owner: Caller, withdrawn: dict[str, Any], status: int
+) -> None:
+    name = f"late{status}"
+    put(owner, name, SHOWS)
+    request = f"POST /api/v1/web/{owner.namespace}/default/{name}"
+    with half_sent(owner, request, b'{"a": "12345"}', with_key=False) as connection:
+        put(owner, name, SHOWS, **withdrawn)
+        connection.send(b'45"}')
+        assert connection.answer()[0] == status
+
+
+def test_pages_of_actions_are_strangers_to_the_api(anybody: Anybody) -> None:
+    page = anybody.result({"html": "<script></script>"}, ".html")
+    assert page.headers["content-security-policy"] == "sandbox allow-scripts allow-forms"
+    own = anybody.result({"headers": {"Content-Security-Policy": "default-src 'self'"}, "body": "x"})
+    assert own.headers.get_list("content-security-policy") == ["default-src 'self'"]
+
+
+def test_headers_have_a_bound(anybody: Anybody) -> None:
+    few, many = ({f"x-{n}": "y" * 1000 for n in range(count)} for count in (60, 70))
+    assert anybody.result({"headers": few, "body": "x"}).status_code == 200
+    answer = anybody.result({"headers": many, "body": "x"})
+    assert (answer.status_code, answer.json()["error"]) == (400, "Response has more than 65536 bytes of headers.")

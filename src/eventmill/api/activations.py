@@ -19,7 +19,8 @@ from eventmill.api.wire import Json, flag, paging
 from eventmill.entities import Activation, Document, State
 from eventmill.store import Tx
 
-FINISHED = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
+FINISHED = tuple(state for state in State if state.final)
+UNFINISHED = tuple(state for state in State if not state.final)
 
 
 class Activations:

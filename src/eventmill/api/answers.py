@@ -12,6 +12,8 @@ from eventmill.api import names
 from eventmill.entities import Action, Activation, Category, Document, State, Status
 from eventmill.store import DeadLetter, Stored
 
+ACTIVATION_HEADER = "x-openwhisk-activation-id"
+
 # entities
 
 

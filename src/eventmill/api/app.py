@@ -30,7 +30,7 @@ from eventmill.api.web import Web
 def create_app(services: Services) -> Starlette:
     """The ASGI application. It starts and stops nothing: `services` run before it and after it.
 
-    The hot paths come first, since routes are tried in order. What comes later (feeds) is one more line.
+    The hot paths come first, since routes are tried in order.
     """
     revisions, throttle = Revisions(), Throttle(services.settings.limits)
     authenticator = Authenticator(services.store, services.signer)

@@ -17,7 +17,7 @@ from typing import cast
 from starlette.requests import Request
 
 from eventmill.api import names
-from eventmill.api.errors import Refusal, forbidden
+from eventmill.api.errors import INVALID_KEY, Refusal, forbidden
 from eventmill.entities import State
 from eventmill.signing import Signer, activation_of
 from eventmill.store import Identity, Store, Tx
@@ -102,6 +102,7 @@ class Authenticator:
         self._store = store
         self._signer = signer
         self._known: dict[bytes, tuple[Identity, float]] = {}
+        self._forgotten = 0
 
     async def identify(self, header: str | None) -> Identity:
         """Who an Authorization header speaks for. Raises Refusal (401)."""
@@ -110,13 +111,15 @@ class Authenticator:
         digest = blake2b(header.encode("latin-1"), digest_size=16).digest()
         identity, until = self._known.get(digest, (None, 0.0))
         if identity is None or until < time.monotonic():
+            forgotten = self._forgotten
             identity, lasting = await self._look_up(header[6:])
-            if lasting:
+            if lasting and forgotten == self._forgotten:  # else it may have been withdrawn while it was looked up
                 self._remember(digest, identity)
         return identity
 
     def forget(self) -> None:
         """Keys have changed."""
+        self._forgotten += 1
         self._known.clear()
 
     async def _look_up(self, credentials: str) -> tuple[Identity, bool]:
@@ -125,12 +128,13 @@ class Authenticator:
             name, _, secret = base64.b64decode(credentials.strip(), validate=True).decode().partition(":")
         except (binascii.Error, UnicodeDecodeError, ValueError):
             raise Refusal(_NEEDED, 401, _CHALLENGE) from None
+        # on the loop, since a thread costs more than the look-up
         if activation := activation_of(self._signer, name, secret):
-            identity = await self._store.read(lambda tx: _function(tx, activation))
+            identity = await self._store.transact(lambda tx: _function(tx, activation))
         else:
-            identity = await self._store.read(lambda tx: tx.keys.identify(name, secret)) if name else None
+            identity = await self._store.transact(lambda tx: tx.keys.identify(name, secret)) if name else None
         if identity is None:
-            raise Refusal("The supplied authentication is invalid", 401, _CHALLENGE)
+            raise Refusal(INVALID_KEY, 401, _CHALLENGE)
         return identity, activation is None
 
     def _remember(self, digest: bytes, identity: Identity) -> None:
@@ -140,8 +144,9 @@ class Authenticator:
 
 
 def _function(tx: Tx, activation: str) -> Identity | None:
-    """Whom the function of an activation speaks for: its namespace, until it has ended."""
+    """Whom the function of an activation speaks for: its namespace, until it has ended, or all keys that the namespace
+    had when it was made are withdrawn."""
     row = tx.activations.get_many([activation]).get(activation)
-    if row is None or row.state not in (State.HANDED, State.RUNNING):
+    if row is None or row.state not in (State.HANDED, State.RUNNING) or not tx.keys.exists(row.namespace, row.created):
         return None
     return Identity(row.namespace, str(uuid.UUID(activation)), (SOURCES.format(row.namespace),))

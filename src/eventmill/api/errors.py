@@ -24,6 +24,7 @@ from eventmill.errors import (
 NO_SUCH_PATH = "The requested resource could not be found."
 EXISTS = "resource already exists"
 OTHER_COLLECTION = "Resource by this name exists but is not in this collection."
+INVALID_KEY = "The supplied authentication is invalid"
 INTERNAL = "There was an internal server error."
 
 

@@ -22,7 +22,7 @@ from eventmill.api import web
 from eventmill.api.auth import CALL, Authenticator, Call
 from eventmill.api.errors import INTERNAL, Refusal, status_of
 from eventmill.api.protocol import HEAD_BYTES_MAX
-from eventmill.api.routing import NAMESPACE
+from eventmill.api.routing import CORS, NAMESPACE
 from eventmill.api.wire import Json, Pretty
 from eventmill.config import Server
 from eventmill.errors import EventmillError
@@ -41,11 +41,7 @@ _TRANSACTION_LENGTH_MAX = 128
 _LINGER_BYTES, _LINGER_S = 64 << 20, 5.0
 """What is still taken in of a body that was refused for its size."""
 _METHODS = "GET, DELETE, POST, PUT, HEAD"
-_CORS = {
-    "access-control-allow-origin": "*",
-    "access-control-allow-headers": "Authorization, Origin, X-Requested-With, Content-Type, Accept, User-Agent",
-    "access-control-allow-methods": _METHODS,
-}
+_CORS = {**CORS, "access-control-allow-methods": _METHODS}
 _VERBS = frozenset({*_METHODS.split(", "), "OPTIONS", "PATCH"})
 _URI_BYTES_MAX = 8 << 10
 
@@ -86,6 +82,8 @@ class Front:
             call.headers.update(_CORS)
         _check_host(request.headers.get("host"), self._hosts)
         _check_head(request.scope)
+        if not is_web and path not in OPEN_PATHS:
+            _check_page(request, is_ours=not path.startswith("/api/"))
         if request.method == "OPTIONS" and not is_web:
             return PlainTextResponse("OK")
         if request.method not in _VERBS:
@@ -212,6 +210,24 @@ def _check_head(scope: Scope) -> None:
         raise Refusal(f"URI length exceeds the configured limit of {_URI_BYTES_MAX} characters", 414)
     if sum(len(name) + len(value) for name, value in scope["headers"]) > HEAD_BYTES_MAX:
         raise Refusal(f"more than {HEAD_BYTES_MAX} bytes of headers", 431)
+
+
+def _check_page(request: Request, *, is_ours: bool) -> None:
+    """Browsers say where a request comes from, and add the key that they remember to what any page makes them send.
+    There is no page of ours: what comes from our own origin comes from a web action's. Of others, OpenWhisk's clients
+    among them, `/api/` takes what a page can't send without having asked (CORS), and what changes nothing. Raises
+    Refusal (403)."""
+    site = request.headers.get("sec-fetch-site", "none")
+    if site == "none":
+        return
+    is_refused = is_ours or site == "same-origin"
+    if request.method not in ("GET", "HEAD", "OPTIONS"):
+        is_simple = request.method == "POST" and not request.headers.get("content-type", "").startswith(
+            "application/json"
+        )
+        is_refused = is_refused or is_simple or request.headers.get("sec-fetch-mode") in ("no-cors", "navigate")
+    if is_refused:
+        raise Refusal("This is not answered to web pages.", 403)
 
 
 def _check_host(header: str | None, allowed: frozenset[str]) -> None:

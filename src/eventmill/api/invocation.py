@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
 from eventmill.api import answers, documents
 from eventmill.api.alarms import Alarms
+from eventmill.api.answers import ACTIVATION_HEADER
 from eventmill.api.errors import Refusal, malformed_query
 from eventmill.api.lookup import locate
 from eventmill.api.revisions import Revisions
@@ -27,16 +29,21 @@ from eventmill.store import Tx
 
 WAIT_MS_MAX = 60_000
 """A call that waits is answered after this time at the latest."""
-ACTIVATION_HEADER = "x-openwhisk-activation-id"
 
-_PLANS_MAX = 4096
+_PLANS_MAX, _PLAN_BYTES_MAX = 4096, 16 << 10
+"""Larger ones are not kept: how many there are, tenants decide."""
+_ANNOTATIONS = ("final", "provide-api-key", "raw-http", "require-whisk-auth", "web-custom-options", "web-export")
+_LIFE_CYCLE = {"lifecycleEvent", "triggerName"}
+_AUTH_KEY = "authKey"
+"""With these parameters OpenWhisk's clients tell a feed what a trigger wants of it, and add their user's own key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What has to be known of an action to call it by the name that was used (`namespace`, `name`), for `caller`.
 
-    `action`: its qualified name. `binding`: that of the package which stands for its own. `annotations`: its own.
+    `action`: its qualified name. `binding`: that of the package which stands for its own. `annotations`: those of its
+    own that say how it is called.
     `below`: a binding's parameters, where neither the action nor the payload has its own. `final`: those that a call
     must not set. `init`: those of the code's environment, which a call can't set either, but may try.
     """
@@ -52,10 +59,21 @@ class Plan:
     final: frozenset[str]
     init: frozenset[str]
 
+    def size(self) -> int:
+        """About how many bytes of memory it is."""
+        names = sum(map(len, self.final)) + sum(map(len, self.init))
+        return len(orjson.dumps(self.below)) + len(orjson.dumps(self.annotations)) + names
+
     def parameters(self, payload: dict[str, Any]) -> dict[str, Any]:
         """The call's parameters; the engine puts those of package and action below them. Raises Refusal."""
         if not self.final.isdisjoint(payload):
             raise reserved()
+        if (
+            _AUTH_KEY in payload
+            and payload.keys() >= _LIFE_CYCLE
+            and self.annotations.get("provide-api-key") is not True
+        ):
+            payload = {key: value for key, value in payload.items() if key != _AUTH_KEY}  # it would be written down
         if self.init:
             payload = {key: value for key, value in payload.items() if key not in self.init}
         return {**self.below, **payload} if self.below else payload
@@ -81,11 +99,18 @@ class Invocations:
         key, version = (namespace, name, caller), self._store.version
         plan = self._plans.get(key)
         if plan is None or plan.version != version:
-            if len(self._plans) >= _PLANS_MAX:
-                self._plans.clear()
             # on the loop, since a thread costs more than the look-up
-            plan = self._plans[key] = await self._store.transact(lambda tx: _plan(tx, *key, version))
+            plan = await self._store.transact(lambda tx: _plan(tx, *key, version))
+            self._keep(key, plan)
         return plan
+
+    def _keep(self, key: tuple[str, str, str], plan: Plan) -> None:
+        if len(self._plans) >= _PLANS_MAX:
+            self._plans.clear()
+        if plan.size() <= _PLAN_BYTES_MAX:
+            self._plans[key] = plan
+        else:
+            self._plans.pop(key, None)
 
     async def call(
         self, plan: Plan, parameters: Mapping[str, Any], *, wait_s: float | None, transaction: str
@@ -131,7 +156,7 @@ def wait_of(request: Request) -> float | None:
     text = request.query_params.get("timeout")
     if text is None:
         return WAIT_MS_MAX / 1000 if blocking else None
-    if not text.isdecimal() or len(text) > 9 or not 0 < int(text) <= WAIT_MS_MAX:
+    if not (text.isascii() and text.isdecimal()) or len(text) > 9 or not 0 < int(text) <= WAIT_MS_MAX:
         raise malformed_query("timeout", f"Timeout must be number of milliseconds up to {WAIT_MS_MAX}.")
     return int(text) / 1000 if blocking else None
 
@@ -150,7 +175,7 @@ def _plan(tx: Tx, namespace: str, name: str, caller: str, version: int) -> Plan:
         caller=caller,
         action=found.qualified,
         binding=None if found.binding is None else f"{found.binding.namespace}/{found.binding.name}",
-        annotations=annotations,
+        annotations={key: annotations[key] for key in _ANNOTATIONS if key in annotations},
         below={key: value for key, value in below.items() if key not in documents.values(own)},
         final=frozenset(key for key, value in defined.items() if value is not None) if is_final else frozenset(),
         init=frozenset(pair["key"] for pair in own if pair.get("init")),

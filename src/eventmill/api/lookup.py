@@ -42,7 +42,10 @@ def _of(collection: str, stored: Stored) -> Stored:
 
 
 def put(tx: Tx, collection: str, namespace: str, name: str, document: Document, old: Stored | None) -> Stored:
-    """Write a new document. An entity keeps the uid that it was created with: its activations' ids depend on it."""
+    """Write a new document. An entity keeps the uid that it was created with: its activations' ids depend on it.
+    Raises Refusal (401) if its namespace has gone since the request was let in."""
+    if namespace != SYSTEM and not tx.keys.exists(namespace):
+        raise Refusal(INVALID_KEY, 401)
     uid = old.uid if old is not None else uuid.uuid4().hex
     return tx.entities.put(collection, namespace, name, uid, document, now_ms())
 

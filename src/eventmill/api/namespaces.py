@@ -7,7 +7,7 @@ its digest. On the event loop only.
 from __future__ import annotations
 
 import asyncio
-import time
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,22 +16,26 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from eventmill.api import names
+from eventmill.api.activations import UNFINISHED
 from eventmill.api.auth import SOURCES, Authenticator, identity_of, is_root
 from eventmill.api.errors import Refusal
 from eventmill.api.ingress import RESERVED
-from eventmill.api.lookup import SYSTEM
+from eventmill.api.lookup import SYSTEM, now_ms
 from eventmill.api.routing import OWN, route
 from eventmill.api.services import Services
 from eventmill.api.wire import Json, flag, json_object
-from eventmill.entities import Activation, Document, State
+from eventmill.entities import Activation, Document
 from eventmill.errors import Conflict, NotFound
 from eventmill.store import COLLECTIONS, Key, Tx
 
 _BODY_BYTES_MAX = 1 << 20
 _SOURCES_MAX = 100
 _SOURCE_CHARACTERS_MAX = 1000
-_UNFINISHED = tuple(state for state in State if not state.final)
 _CANCELLED_AT_ONCE = 200
+_NAME = re.compile(r"\w[\w@.-]*", re.ASCII)
+"""Less than OpenWhisk allows: what stands for itself in the URI of an event's source."""
+_RESERVED = (SYSTEM, "schedules")
+"""`/eventmill/schedules` is the source of ticks, as `/eventmill/NAME` is that of a namespace's completions."""
 
 
 class Namespaces:
@@ -65,7 +69,7 @@ class Namespaces:
         sources = _sources(body.get("sources"), [SOURCES.format(name)])
 
         def work(tx: Tx) -> Document:
-            if _keys(tx, name):
+            if tx.keys.exists(name):
                 raise Conflict(f"there is a namespace {name} already")
             return _with_key(tx, name, sources)
 
@@ -78,10 +82,12 @@ class Namespaces:
         body = await json_object(request, _BODY_BYTES_MAX, optional=True)
 
         def work(tx: Tx) -> Document:
-            keys = _existing(tx, name)
+            before = _existing(tx, name)[-1].sources
+            sources = _sources(body.get("sources"), before)
+            if "" in before and sources is not before:
+                raise Refusal("the root key is for all sources: rotate it without 'sources'")
             tx.keys.delete(name)
-            before = keys[-1].sources
-            return _with_key(tx, name, before if "" in before else _sources(body.get("sources"), before))
+            return _with_key(tx, name, sources)
 
         document = await self._store.transact(work, durable=True)
         self._authenticator.forget()
@@ -89,7 +95,8 @@ class Namespaces:
 
     async def delete(self, request: Request) -> Response:
         """Withdraw its keys. One that has entities, or activations under way, only goes with `force=true`: they are
-        deleted and cancelled first, so that a delete that was interrupted can be repeated."""
+        deleted and cancelled first, so that a delete that was interrupted can be repeated; and once more with the keys
+        and after them, since until then whoever has one can go on putting and calling."""
         _check_root(request)
         name, force = request.path_params["name"], flag(request, "force")
         if name == identity_of(request).namespace:
@@ -100,11 +107,16 @@ class Namespaces:
             await self._cancel(name)
 
         def work(tx: Tx) -> None:
-            _check_empty(tx, name, 0 if force else self._engine.alive(name))
+            if force:
+                _delete_entities(tx, name)
+            else:
+                _check_empty(tx, name, self._engine.alive(name))
             tx.keys.delete(name)
 
         await self._store.transact(work, durable=True)
         self._authenticator.forget()
+        if force:
+            await self._cancel(name)
         return Json(shown)
 
     async def _cancel(self, name: str) -> None:
@@ -120,7 +132,7 @@ class Namespaces:
 
 
 def _under_way(tx: Tx, name: str, asked: set[str]) -> list[Activation]:
-    rows = tx.activations.newest(name, limit=len(asked) + _CANCELLED_AT_ONCE, states=_UNFINISHED)
+    rows = tx.activations.newest(name, limit=len(asked) + _CANCELLED_AT_ONCE, states=UNFINISHED)
     return sorted((row for row in rows if row.id not in asked), key=lambda row: row.parent is not None)
 
 
@@ -133,7 +145,9 @@ def _new_name(name: Any) -> str:
     if not isinstance(name, str):
         raise Refusal("'name' must be the name of a namespace")
     names.check_namespace(name)
-    if name in ("_", SYSTEM):
+    if not _NAME.fullmatch(name):
+        raise Refusal("The name of a new namespace has letters, digits and any of '_@.-' only.")
+    if name == "_" or name.lower() in _RESERVED:
         raise Refusal(f"The namespace '{name}' is reserved.")
     return name
 
@@ -152,20 +166,16 @@ def _sources(given: Any, default: Sequence[str]) -> Sequence[str]:
     return given
 
 
-def _keys(tx: Tx, name: str) -> list[Key]:
-    return [key for key in tx.keys.all() if key.namespace == name]
-
-
 def _existing(tx: Tx, name: str) -> list[Key]:
-    keys = _keys(tx, name)
+    keys = tx.keys.of(name)
     if not keys:
         raise NotFound(f"there is no namespace {name}")
     return keys
 
 
 def _with_key(tx: Tx, name: str, sources: Sequence[str]) -> Document:
-    key = tx.keys.create(name, sources, time.time_ns() // 1_000_000)
-    return {**_shown(name, _keys(tx, name)), "key": key}
+    key = tx.keys.create(name, sources, now_ms())
+    return {**_shown(name, tx.keys.of(name)), "key": key}
 
 
 def _shown(name: str, keys: Sequence[Key]) -> Document:

@@ -12,10 +12,11 @@ from starlette.routing import BaseRoute
 from eventmill.api import answers, names
 from eventmill.api.activations import filters
 from eventmill.api.auth import identity_of, is_root
-from eventmill.api.errors import Refusal, malformed_query, missing
+from eventmill.api.errors import malformed_query, missing
 from eventmill.api.routing import OWN, route
 from eventmill.api.services import Services
-from eventmill.api.wire import Json, paging, parse, read_body
+from eventmill.api.wire import Json, json_object, paging
+from eventmill.config import Settings
 from eventmill.entities import Activation, Document, State
 from eventmill.errors import NotFound, Unavailable
 from eventmill.store import DeadLetter, Identity, Tx
@@ -153,14 +154,13 @@ class Own:
 
     async def explain(self, request: Request) -> Response:
         """Which of the caller's active rules an event (any JSON object) matches, and why not the others."""
-        event = parse(await read_body(request, self._services.settings.limits.event_bytes))
-        if not isinstance(event, dict):
-            raise Refusal("an event is a JSON object")
+        event = await json_object(request, self._services.settings.limits.event_bytes)
         found = self._engine.explain(event, identity_of(request).namespace)
         return Json([{"rule": rule, "matched": matched, "text": text} for rule, matched, text in found])
 
     async def check(self, request: Request) -> Response:
-        """The effective settings (there are no secrets in them), and how each component is doing."""
+        """The effective settings (there are no secrets in them), and how each component is doing. Who has not the root
+        key is told what bounds a flow and where its files are, and whether all is well."""
         status = self._engine.status()
         components = {
             "store": await self._check_store(),
@@ -168,7 +168,11 @@ class Own:
         }
         for name, (ok, detail) in self._engine.conditions().items():
             components[name] = {"ok": ok, "detail": detail}
-        return Json({"settings": self._services.settings.model_dump(mode="json"), "components": components})
+        settings, identity = self._services.settings, identity_of(request)
+        if is_root(identity):
+            return Json({"settings": settings.model_dump(mode="json"), "components": components})
+        known = {name: {"ok": facts["ok"], "detail": ""} for name, facts in components.items()}
+        return Json({"settings": _for_authors(settings, identity.namespace), "components": known})
 
     async def _check_store(self) -> Document:
         try:
@@ -177,6 +181,22 @@ class Own:
         except Unavailable as e:
             return {"ok": False, "detail": str(e)}
         return {"ok": True, "detail": f"generation {generation}"}
+
+
+def _for_authors(settings: Settings, namespace: str) -> Document:
+    """What the author of a flow has to know of the server: bounds, what pools take of this namespace, paths."""
+    return {
+        "limits": settings.limits.model_dump(mode="json"),
+        "pools": {
+            name: {
+                "kind": pool.kind,
+                "commands": {of: pool.commands[of] for of in ("*", namespace) if of in pool.commands},
+            }
+            for name, pool in settings.pools.items()
+        },
+        "paths": [row.model_dump(mode="json") for row in settings.paths],
+        "files": [{"path": str(row.path)} for row in settings.files],
+    }
 
 
 def _row(tx: Tx, namespace: str, id: str) -> Activation:

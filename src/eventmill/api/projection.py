@@ -14,7 +14,9 @@ from typing import Any
 
 from starlette.responses import Response
 
+from eventmill.api.answers import ACTIVATION_HEADER
 from eventmill.api.errors import Refusal
+from eventmill.api.protocol import HEAD_BYTES_MAX
 from eventmill.api.wire import Pretty, pretty
 
 EXTENSIONS = (".http", ".json", ".html", ".svg", ".text")
@@ -26,7 +28,7 @@ _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _MEDIA_TYPE = re.compile(rf"({_TOKEN}/{_TOKEN})\s*(;[\t\x20-\x7e]*)?")
 _OF_THE_SERVER = frozenset(
     ("connection", "content-length", "date", "keep-alive", "proxy-connection", "server", "te", "trailer",
-     "transfer-encoding", "upgrade", "x-openwhisk-activation-id", "x-request-id")
+     "transfer-encoding", "upgrade", "x-request-id", ACTIVATION_HEADER)
 )  # fmt: skip
 _WITHOUT_BODY = (204, 205, 304)
 
@@ -133,10 +135,14 @@ def _headers(value: Any) -> Iterator[tuple[str, str]]:
     """(name in lower case, value) of the headers that an action may set. Raises Refusal."""
     if not isinstance(value, dict):
         raise _invalid("message/http")
+    size = 0
     for name, given in value.items():
         if not _NAME.fullmatch(name):
             raise _invalid("message/http")
         for text in _header_texts(given):
+            size += len(name) + len(text)
+            if size > HEAD_BYTES_MAX:
+                raise Refusal(f"Response has more than {HEAD_BYTES_MAX} bytes of headers.")
             if name.lower() not in _OF_THE_SERVER:
                 yield name.lower(), text
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import orjson
+
 from eventmill.entities import Action, Activation
 from eventmill.errors import NotFound
 from eventmill.store import Tx
 
 _KEPT = 4096
+_BYTES_MAX = 16 << 10
+"""Parameters and annotations of one; larger ones are looked up again."""
 
 
 class Revisions:
@@ -27,5 +31,11 @@ class Revisions:
                 return None
             if len(self._known) >= _KEPT:
                 self._known.clear()
-            self._known[row.revision] = action
+            if _size(action) <= _BYTES_MAX:
+                self._known[row.revision] = action
         return action
+
+
+def _size(action: Action) -> int:
+    held = (action.parameters, action.init_parameters, action.annotations, action.components)
+    return sum(len(orjson.dumps(part)) for part in held) + len(action.code or "")

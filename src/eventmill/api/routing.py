@@ -12,6 +12,11 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 NAMESPACE = "/api/v1/namespaces/{namespace}"
 OWN = "/eventmill/v1"
+CORS = {
+    "access-control-allow-origin": "*",
+    "access-control-allow-headers": "Authorization, Origin, X-Requested-With, Content-Type, Accept, User-Agent",
+}
+"""What answers tell browsers; which verbs, each face says itself."""
 
 
 def route(method: str, path: str, endpoint: Endpoint) -> Route:

@@ -99,4 +99,4 @@ class Triggers:
             raise missing() from None
         if id is None:
             return Response(status_code=204)
-        return Json({"activationId": id}, 202, {"x-openwhisk-activation-id": id})
+        return Json({"activationId": id}, 202, {answers.ACTIVATION_HEADER: id})

@@ -18,10 +18,12 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from eventmill.api import answers, names
+from eventmill.api.answers import ACTIVATION_HEADER
 from eventmill.api.auth import Call, call_of
 from eventmill.api.errors import INTERNAL, NO_SUCH_PATH, Refusal, malformed, missing
-from eventmill.api.invocation import ACTIVATION_HEADER, WAIT_MS_MAX, Invocations, Plan, reserved
+from eventmill.api.invocation import WAIT_MS_MAX, Invocations, Plan, reserved
 from eventmill.api.projection import EXTENSIONS, FORM, is_json, is_text, media_type_of, project
+from eventmill.api.routing import CORS
 from eventmill.api.services import Services
 from eventmill.api.wire import Pretty, parse, read_body
 from eventmill.entities import Activation, Status
@@ -32,11 +34,10 @@ _RESERVED = frozenset(f"__ow_{name}" for name in ("method", "headers", "path", "
 _CREDENTIALS = ("authorization", "proxy-authorization", "x-require-whisk-auth")
 _FORM_FIELDS_MAX = 10_000
 _OCTETS = "application/octet-stream"
-_CORS = {
-    "access-control-allow-origin": "*",
-    "access-control-allow-methods": "OPTIONS, GET, DELETE, POST, PUT, HEAD, PATCH",
-    "access-control-allow-headers": "Authorization, Origin, X-Requested-With, Content-Type, Accept, User-Agent",
-}
+_CORS = {**CORS, "access-control-allow-methods": "OPTIONS, GET, DELETE, POST, PUT, HEAD, PATCH"}
+_SANDBOX = "sandbox allow-scripts allow-forms"
+"""A page that an action makes comes from where the API is: this makes it a stranger there, unless the action has a
+policy of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +90,13 @@ class Web:
             call.headers.update(_cors(request.headers.get("access-control-request-headers")))
             if request.method == "OPTIONS":
                 return Response()
-        if request.method != "OPTIONS":
-            _check_key(plan.annotations.get("require-whisk-auth", False), request, call)
-        parameters = await self._parameters(request, plan, target)
+        _check_caller(plan, request, call)
+        body = await read_body(request, self._bytes_max)
+        plan = await self._exported(target)  # once more: a body may take its time, and the action may be another now
+        _check_caller(plan, request, call)
+        parameters = self._parameters(request, plan, target, body)
         row = await self._invocations.call(plan, parameters, wait_s=WAIT_MS_MAX / 1000, transaction=call.transaction)
-        call.headers[ACTIVATION_HEADER] = row.id
+        call.headers |= {ACTIVATION_HEADER: row.id, "content-security-policy": _SANDBOX}
         if not row.state.final:
             return Pretty({"error": "Response not yet ready.", "code": call.transaction}, 202)
         return project(_outcome(row), target.extension)
@@ -108,8 +111,7 @@ class Web:
             raise missing()
         return plan
 
-    async def _parameters(self, request: Request, plan: Plan, target: Target) -> dict[str, Any]:
-        body = await read_body(request, self._bytes_max)
+    def _parameters(self, request: Request, plan: Plan, target: Target, body: bytes) -> dict[str, Any]:
         media_type = media_type_of(request.headers.get("content-type", ""))
         query = request.scope["query_string"].decode("latin-1")
         if plan.annotations.get("raw-http") is True:
@@ -137,6 +139,12 @@ def _cors(wanted: str | None) -> dict[str, str]:
     if wanted and wanted.isascii() and wanted.isprintable():
         return {**_CORS, "access-control-allow-headers": wanted}
     return _CORS
+
+
+def _check_caller(plan: Plan, request: Request, call: Call) -> None:
+    """Raises Refusal (401). Who only asks what may be asked needs nothing."""
+    if request.method != "OPTIONS":
+        _check_key(plan.annotations.get("require-whisk-auth", False), request, call)
 
 
 def _check_key(required: Any, request: Request, call: Call) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import orjson
@@ -124,7 +125,7 @@ def _integer(query: QueryParams, name: str, default: int, collection: str) -> in
     try:
         if value is None:
             return default
-        if len(value) > 18:  # what no database and no clock has
+        if not re.fullmatch(r"[+-]?[0-9]{1,18}", value):  # no database and no clock has more digits
             raise ValueError
         return int(value)
     except ValueError:

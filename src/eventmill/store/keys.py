@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from hmac import compare_digest
+from typing import Any
 
 import orjson
 from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy.engine import Row
 
 from eventmill.store import schema
 
@@ -64,13 +66,30 @@ class Keys:
     def all(self) -> list[Key]:
         """All keys of all namespaces, oldest first."""
         t = schema.keys
-        rows = self._connection.execute(select(t).order_by(t.c.created, t.c.uuid))
-        return [Key(row.uuid, row.namespace, tuple(orjson.loads(row.sources)), row.created) for row in rows]
+        return [_key(row) for row in self._connection.execute(select(t).order_by(t.c.created, t.c.uuid))]
+
+    def of(self, namespace: str) -> list[Key]:
+        """The keys of a namespace, oldest first."""
+        t = schema.keys
+        rows = self._connection.execute(select(t).where(t.c.namespace == namespace).order_by(t.c.created, t.c.uuid))
+        return [_key(row) for row in rows]
+
+    def exists(self, namespace: str, made_by_ms: int | None = None) -> bool:
+        """Whether there is such a namespace: it has a key; `made_by_ms`: one that was made by then (epoch ms)."""
+        t = schema.keys
+        query = select(t.c.uuid).where(t.c.namespace == namespace)
+        if made_by_ms is not None:
+            query = query.where(t.c.created <= made_by_ms)
+        return self._connection.execute(query.limit(1)).first() is not None
 
     def delete(self, namespace: str) -> int:
         """Withdraw all keys of a namespace."""
         t = schema.keys
         return self._connection.execute(delete(t).where(t.c.namespace == namespace)).rowcount
+
+
+def _key(row: Row[Any]) -> Key:
+    return Key(row.uuid, row.namespace, tuple(orjson.loads(row.sources)), row.created)
 
 
 def _hash(secret: str) -> bytes:

@@ -211,6 +211,7 @@ keys = Table(
     Column("hash", LargeBinary, nullable=False),  # BLAKE2b of the secret half, which is random and 64 characters long
     Column("sources", LargeBinary, nullable=False),  # JSON list of prefixes of the event sources that it may post
     Column("created", BigInteger, nullable=False),
+    Index("keys_by_namespace", "namespace"),
 )
 
 source_state = Table(
@@ -253,7 +254,14 @@ def _bindings(connection: Connection) -> None:
         connection.execute(text("ALTER TABLE activations ADD COLUMN binding VARCHAR"))
 
 
-MIGRATIONS: Sequence[Migration] = (metadata.create_all, _topic_ids, _store_id, _map_slices, _transactions, _bindings)
+def _keys_by_namespace(connection: Connection) -> None:
+    """Every PUT asks whether its namespace has a key."""
+    connection.execute(text("CREATE INDEX IF NOT EXISTS keys_by_namespace ON keys (namespace)"))
+
+
+MIGRATIONS: Sequence[Migration] = (
+    metadata.create_all, _topic_ids, _store_id, _map_slices, _transactions, _bindings, _keys_by_namespace,
+)  # fmt: skip
 """Migration n makes version n+1 of version n. Never change one that was released: append."""
 
 
