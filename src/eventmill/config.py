@@ -412,6 +412,7 @@ class Limits(_Section):
     retry_first_s: NonNegativeFloat = 1.0
     retry_factor: PositiveFloat = 4.0
     retry_max_s: PositiveFloat = 300.0
+    keyless_rules_per_namespace: NonNegativeInt = 50
     interruptions: PositiveInt = 10
     """A server that dies this often under an activation makes it a dead letter."""
     pending_per_namespace: PositiveInt = 1_000_000

@@ -148,6 +148,7 @@ async def _server(directory: Path, executors: Executors | None, overrides: Any) 
             await executor.start()
             stack.push_async_callback(executor.stop)
         engine = Engine(store, backbone, started, settings)
+        store.on_change = engine.rules_changed
         await engine.start()
         stack.push_async_callback(engine.stop)
         schedule = partial(parse_schedule, "schedule")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from eventmill.config import Limits
 from eventmill.errors import Throttled
 from tests.api.conftest import Caller, Running, pool, running
 from tests.api.sessions import PATIENCE_S
+from tests.cli.server import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -134,3 +136,24 @@ def test_limits_are_told(caller: Caller) -> None:
     answer = caller.api("PUT", "actions/i", {"exec": {"kind": "python:3", "code": CODE}, "limits": {"instances": 6}})
     text = f"Max action instance concurrency must not exceed your namespace concurrency of {AT_ONCE}."
     assert (answer.status_code, answer.json()["error"]) == (400, text)
+
+
+def test_rules_that_every_event_is_tried_against_are_shared_out(tmp_path: Path) -> None:
+    limits = {"keyless_rules": 3, "keyless_rules_per_namespace": 2}
+    with running(tmp_path, limits=limits) as server, server.caller() as one, server.caller() as other:
+        pattern = [{"key": "pattern", "value": {"data": {"a": [{"anything-but": 1}]}}}]
+        for caller in (one, other):
+            caller.put("triggers/t", {"annotations": pattern})
+            caller.function("f", CODE)
+
+        def put(caller: Caller, name: str, rules: int) -> str:
+            """What it was refused for. The engine then knows of so many."""
+            answer = caller.api("PUT", f"rules/{name}", {"trigger": "/_/t", "action": "/_/f"}, overwrite="true")
+            wait_for(lambda: server.services.engine.status()["keyless_rules"] == rules)
+            return str(answer.json().get("error", "")).rpartition("path), and ")[2]
+
+        assert [put(one, "a", 1), put(one, "b", 2), put(one, "a", 2)] == ["", "", ""]
+        most = f"{one.namespace} has 2 such rules already (limits.keyless_rules_per_namespace)"
+        assert put(one, "c", 2) == most
+        assert put(other, "a", 3) == ""
+        assert put(other, "b", 3) == "there are 3 such rules already (limits.keyless_rules)"

@@ -104,7 +104,7 @@ class Alarms:
         active = [rule.uid for rule in rules if rule.document["status"] == "active"]
         try:
             check_schedules(tx, trigger.namespace, document, trigger.document, self._limits)
-            self._engine.admit(documents.values(document["annotations"])["pattern"], active)
+            self._engine.admit(documents.values(document["annotations"])["pattern"], active, trigger.namespace)
         except InvalidEntity as e:
             raise _Wrong(str(e)) from e
 

@@ -64,7 +64,7 @@ class Rules:
         """The engine must be able to take the rule in. Raises InvalidEntity, which says which limit is reached."""
         pattern = documents.values(trigger.document["annotations"]).get("pattern")
         if pattern is not None:
-            self._services.engine.admit(pattern, [uid])
+            self._services.engine.admit(pattern, [uid], trigger.namespace)
 
     async def delete(self, request: Request) -> Response:
         namespace, name = own_entity(request)

@@ -58,17 +58,17 @@ class Triggers:
             check_schedules(tx, namespace, document, old.document if old else None, self._limits)
             # a new trigger does not know the rules of one that had its name before
             rules = tx.entities.rules_of(f"{namespace}/{name}") if old else []
-            self._admit(document, rules)
+            self._admit(document, rules, namespace)
             return answers.trigger(put(tx, "triggers", namespace, name, document, old), rules)
 
         return Json(await self._store.transact(work, durable=True))
 
-    def _admit(self, document: Document, rules: list[Stored]) -> None:
+    def _admit(self, document: Document, rules: list[Stored], namespace: str) -> None:
         """The engine must be able to take the pattern in for the rules that are active. Raises InvalidEntity."""
         pattern = documents.values(document["annotations"]).get("pattern")
         active = [rule.uid for rule in rules if rule.document["status"] == "active"]
         if pattern is not None and active:
-            self._services.engine.admit(pattern, active)
+            self._services.engine.admit(pattern, active, namespace)
 
     async def delete(self, request: Request) -> Response:
         """Its rules stay, inactive: OpenWhisk keeps their status in the trigger, and so it is gone with it."""

@@ -275,20 +275,32 @@ class Engine:
         finally:
             self._followers.remove(queue)
 
-    def admit(self, pattern: Mapping[str, Any], uids: Collection[str]) -> None:
-        """Check a pattern before the rules with these uids are stored with it (new ones, or ones that have another).
-        Raises InvalidPattern, or InvalidEntity, which says which limit is reached."""
+    def admit(self, pattern: Mapping[str, Any], uids: Collection[str], namespace: str) -> None:
+        """Check a pattern before a namespace's rules with these uids are stored with it (new ones, or ones that have
+        another). Raises InvalidPattern, or InvalidEntity, which says which limit is reached."""
         limits = self._settings.limits
         parsed = parse(pattern, pattern_bytes=limits.pattern_bytes, or_alternatives=limits.or_alternatives)
         if len(self.book) + sum(uid not in self.book for uid in uids) > limits.rules:
             raise InvalidEntity(f"there are {limits.rules} active rules already, the most allowed (limits.rules)")
         alone: Index[int] = Index()
         alone.add(0, parsed)
-        if alone.keyless() and len({rule.uid for rule in self.book.keyless()} | set(uids)) > limits.keyless_rules:
-            raise InvalidEntity(
-                "the pattern has no key that selects events (an exact value, a prefix, a suffix, a literal part of a"
-                f" path), and there are {limits.keyless_rules} such rules already (limits.keyless_rules)"
-            )
+        if alone.keyless():
+            self._admit_keyless(set(uids), namespace)
+
+    def _admit_keyless(self, uids: set[str], namespace: str) -> None:
+        limits, keyless = self._settings.limits, self.book.keyless()
+        own = {rule.uid for rule in keyless if rule.namespace == namespace}
+        if len({rule.uid for rule in keyless} | uids) > limits.keyless_rules:
+            reached = f"there are {limits.keyless_rules} such rules already (limits.keyless_rules)"
+        elif len(own | uids) > limits.keyless_rules_per_namespace:
+            most = limits.keyless_rules_per_namespace
+            reached = f"{namespace} has {most} such rules already (limits.keyless_rules_per_namespace)"
+        else:
+            return
+        raise InvalidEntity(
+            "the pattern has no key that selects events (an exact value, a prefix, a suffix, a literal part of a"
+            f" path), and {reached}"
+        )
 
     def explain(self, event: Mapping[str, Any], namespace: str | None = None) -> list[tuple[str, bool, str]]:
         """(rule, matched, why) of every active rule, of one namespace or all."""
