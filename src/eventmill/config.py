@@ -155,9 +155,14 @@ class HttpFunctions(_Section):
     """Services of others as functions: actions of kind `http`."""
 
     hosts: list[str] = []
-    """`host[:port]` that actions may call (443 without a port; 80 has to be written): none unless it is here."""
+    """`[scheme://]host[:port]` that actions may call: none unless it is here. Without a port, by HTTPS alone; with one,
+    by HTTPS and HTTP; with `http://` or `https://`, by that alone."""
     headers: dict[str, dict[str, Secret]] = {}
-    """What is sent to a host besides, such as its `Authorization`: by host, as it is in `hosts`."""
+    """What is sent to a host besides, such as its `Authorization`: by host, as it is in `hosts`. In plain text only
+    where that begins with `http://`."""
+    namespaces: dict[str, list[str]] = {}
+    """Whose actions may call a host, by host, as it is in `hosts`; without it, everybody's: those who may make actions
+    here then use its `headers`."""
     ca_file: Path | None = None
     """Certificates of authorities that are trusted instead of the system's."""
     connections_max: PositiveInt = 64
@@ -166,8 +171,13 @@ class HttpFunctions(_Section):
     @model_validator(mode="after")
     def _check(self) -> HttpFunctions:
         for host in self.hosts:
-            if not _AUTHORITY.fullmatch(host):
-                raise ValueError(f"hosts: '{host}' is not a host or host:port, such as fn.example.org or 10.0.0.5:8080")
+            if not re.fullmatch(rf"(?:https?://)?{_AUTHORITY.pattern}", host):
+                raise ValueError(
+                    f"hosts: '{host}' is not [scheme://]host[:port], as fn.example.org or 10.0.0.5:8080 are"
+                )
+        for host in self.namespaces:
+            if host not in self.hosts:
+                raise ValueError(f"namespaces: '{host}' is not in hosts")
         for host, headers in self.headers.items():
             if host not in self.hosts:
                 raise ValueError(f"headers: '{host}' is not in hosts")
@@ -402,6 +412,7 @@ class Limits(_Section):
     or_alternatives: PositiveInt = 1000
     """Combinations that the `$or`s of one pattern may stand for."""
     keyless_rules: NonNegativeInt = 200
+    keyless_rules_per_namespace: NonNegativeInt = 50
     rules: PositiveInt = 1_000_000
     schedules: PositiveInt = 1000
     """Triggers of a namespace that have a schedule: each may tick every second."""
@@ -412,7 +423,6 @@ class Limits(_Section):
     retry_first_s: NonNegativeFloat = 1.0
     retry_factor: PositiveFloat = 4.0
     retry_max_s: PositiveFloat = 300.0
-    keyless_rules_per_namespace: NonNegativeInt = 50
     interruptions: PositiveInt = 10
     """A server that dies this often under an activation makes it a dead letter."""
     pending_per_namespace: PositiveInt = 1_000_000

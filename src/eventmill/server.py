@@ -163,7 +163,9 @@ def _executors(
     limits, environment = settings.limits, {PATHS_ENV: paths.environment()}
     executors: dict[str, Executor] = {
         FUNCTIONS: _functions(settings, store, data_dir, environment, signer, url),
-        "http": HttpFunctionsExecutor(settings.functions.http, result_bytes_max=limits.payload_bytes),
+        "http": HttpFunctionsExecutor(
+            settings.functions.http, state_dir=data_dir / "http", result_bytes_max=limits.payload_bytes
+        ),
     }
     for name, pool in settings.pools.items():
         common: dict[str, Any] = {
@@ -191,7 +193,10 @@ def _functions(
     """What runs functions. At home they find the server at `url`."""
     functions, limits = settings.functions, settings.limits
     if functions.engine == "openwhisk":
-        return OpenWhisk.of(functions, store.code, environment=environment)
+        return OpenWhisk.of(
+            functions, store.code, state_dir=data_dir / "functions", environment=environment,
+            archive_files_max=limits.archive_files, archive_bytes_max=limits.archive_bytes,
+        )  # fmt: skip
     return Pool(
         store.code,
         state_dir=data_dir / "functions",

@@ -19,15 +19,17 @@ CUT_BEFORE, CUT_AFTER, LATE = "cut before it was passed on", "cut after it was d
 CROWDED = (429, b'{"error":"Too many concurrent requests in flight (count: 3, allowed: 3).","code":"x"}')
 GATEWAY = (502, b"<html>Bad Gateway</html>")
 NO_INVOKER = (503, b'{"error":"no invokers","code":"x"}')
-Fault = str | tuple[int, bytes]
+Fault = str | tuple[int, bytes] | tuple[int, bytes, bytes]
+"""What happens, or an answer: its status, its body, its headers."""
 
 
 @dataclass
 class Faults:
-    """What happens to the next calls of actions, one after the other; what has no fault passes. `edit` changes the
-    head of every request."""
+    """What happens to the next calls of actions, one after the other; what has no fault passes. `putting` happens
+    whenever an action is put; `edit` changes the head of every request."""
 
     waiting: deque[Fault] = field(default_factory=deque)
+    putting: Fault | None = None
     edit: Edit = bytes
     calls: int = 0
 
@@ -35,6 +37,8 @@ class Faults:
         self.waiting.extend(faults)
 
     def next(self, head: bytes) -> Fault | None:
+        if re.match(rb"PUT \S+/actions/", head):
+            return self.putting
         if not re.match(rb"POST \S+/actions/", head):
             return None
         self.calls += 1
@@ -87,8 +91,9 @@ async def _passed_on(host: str, port: int, head: bytes, body: bytes) -> bytes:
     return answer
 
 
-def _answer(status: int, body: bytes) -> bytes:
-    return b"HTTP/1.1 %d Faulty\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (status, len(body), body)
+def _answer(status: int, body: bytes, headers: bytes = b"") -> bytes:
+    head = b"HTTP/1.1 %d Faulty\r\nContent-Length: %d\r\nConnection: close\r\n%b\r\n" % (status, len(body), headers)
+    return head + body
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

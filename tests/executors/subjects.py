@@ -86,7 +86,8 @@ class OpenWhiskSubject(PoolSubject):
 
     def make(self, state_dir: Path, *, width: int = 2) -> OpenWhisk:
         client = Client(self._url, self._key, verify=True, connections_max=width)
-        return OpenWhisk(lambda digest: _FUNCTIONS[digest].encode(), client, connections_max=width)
+        state_dir = state_dir / "functions"
+        return OpenWhisk(lambda digest: _FUNCTIONS[digest].encode(), client, state_dir=state_dir, connections_max=width)
 
     def _action(self, name: str) -> Action:
         limits = Limits(timeout_ms=5_000, memory_mb=128)  # it ends what a test leaves behind

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import json
 import socket
+import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from eventmill.errors import InvalidConfig, InvalidEntity
 from eventmill.events.http import from_http
 from eventmill.executors import Attempt, Executor, Finished
 from eventmill.executors.http import HttpFunctionsExecutor, check_url
-from eventmill.executors.http.address import allowed, authority
+from eventmill.executors.http.address import allowed, place
 from eventmill.executors.http.exchange import ending
 from eventmill.sdk.event import Event
 from eventmill.store import SqliteStore
@@ -30,6 +31,8 @@ from tests.api.conftest import running
 from tests.executors.driving import attempt, driving, value
 
 RESULT_BYTES_MAX = 10_000
+STATE = tempfile.TemporaryDirectory()
+"""Goes with the test session."""
 EVENT = {
     "specversion": "1.0", "id": "e 1", "source": "/lab", "type": "org.example.made", "subject": "/räw/1.h5",
     "data": {"n": 1}, "datacontenttype": "application/json",
@@ -95,9 +98,11 @@ def action(url: str, *, timeout_ms: int = 5000, **facts: Any) -> Action:
 
 
 def executor(*hosts: str, **settings: Any) -> HttpFunctionsExecutor:
+    state_dir = settings.pop("state_dir", None) or Path(tempfile.mkdtemp(dir=STATE.name))
     return HttpFunctionsExecutor(
-        HttpFunctions.model_validate({"hosts": hosts, **settings}), result_bytes_max=RESULT_BYTES_MAX
-    )
+        HttpFunctions.model_validate({"hosts": hosts, **settings}),
+        state_dir=state_dir, result_bytes_max=RESULT_BYTES_MAX,
+    )  # fmt: skip
 
 
 def called(service: Service, *attempts: Callable[[], Attempt], **settings: Any) -> list[Finished]:
@@ -164,8 +169,9 @@ def test_secrets_go_to_their_host_alone(tmp_path: Path, monkeypatch: pytest.Monk
 
     async def work() -> None:
         async with serving(service), serving(Service()) as other:
-            headers = {service.host: {"Authorization": {"env": "FN_TOKEN"}}}
-            async with driving(executor(service.host, other.host, headers=headers)) as driver:
+            entry = f"http://{service.host}"
+            headers = {entry: {"Authorization": {"env": "FN_TOKEN"}}}
+            async with driving(executor(entry, other.host, headers=headers)) as driver:
                 ends = await driver.run(service.attempt(), other.attempt())
                 assert [end.status for end in ends] == [Status.SUCCESS] * 2
                 assert service.received[0][0]["authorization"] == "Bearer geheim"
@@ -208,16 +214,21 @@ def test_urls_that_are_none(url: str) -> None:
         check_url(url)
 
 
-def test_hosts_are_compared_with_their_ports() -> None:
-    hosts = ["FN.example.org", "10.0.0.5:8080", "[::1]:81", "[fe80::1]"]
-    assert set(allowed(hosts)) == {"fn.example.org:443", "10.0.0.5:8080", "[::1]:81", "[fe80::1]:443"}
-    assert authority("https://fn.EXAMPLE.org/x") in allowed(hosts)
-    assert authority("http://[::1]:81/x") in allowed(hosts)
+def test_hosts_are_compared_with_their_schemes_and_ports() -> None:
+    hosts = ["FN.example.org", "10.0.0.5:8080", "[::1]:81", "[fe80::1]", "http://plain.example", "https://[::1]:81"]
+    assert allowed(hosts) == {
+        "https://fn.example.org:443": "FN.example.org", "https://10.0.0.5:8080": "10.0.0.5:8080",
+        "http://10.0.0.5:8080": "10.0.0.5:8080", "https://[::1]:81": "https://[::1]:81", "http://[::1]:81": "[::1]:81",
+        "https://[fe80::1]:443": "[fe80::1]", "http://plain.example:80": "http://plain.example",
+    }  # fmt: skip
+    assert place("https://fn.EXAMPLE.org/x") in allowed(hosts)
+    assert place("http://[::1]:81/x") in allowed(hosts)
     for other in (
-        "http://fn.example.org/", "https://fn.example.org:444/", "https://fn.example.org.evil.example/",
-        "http://167772165:8080/", "http://[::ffff:10.0.0.5]:8080/", "https://fn.example.org./",
+        "http://fn.example.org/", "http://fn.example.org:443/", "https://plain.example/", "https://fn.example.org:444/",
+        "https://fn.example.org.evil.example/", "http://167772165:8080/", "http://[::ffff:10.0.0.5]:8080/",
+        "https://fn.example.org./",
     ):  # fmt: skip
-        assert authority(other) not in allowed(hosts)
+        assert place(other) not in allowed(hosts)
 
 
 def test_redirects_are_not_followed() -> None:
@@ -229,8 +240,10 @@ def test_redirects_are_not_followed() -> None:
 
 def test_the_configuration_is_checked() -> None:
     for wrong in (
-        {"hosts": ["https://fn.example.org"]}, {"hosts": ["fn.example.org/path"]}, {"hosts": ["a@b"]},
+        {"hosts": ["ftp://fn.example.org"]}, {"hosts": ["https://"]}, {"hosts": ["fn.example.org/path"]},
+        {"hosts": ["a@b"]},
         {"headers": {"other.example": {"Authorization": {"env": "X"}}}},
+        {"hosts": ["a.example"], "namespaces": {"other.example": ["lab"]}},
         {"hosts": ["a.example"], "headers": {"a.example": {"Bad Name": {"env": "X"}}}},
     ):  # fmt: skip
         with pytest.raises(InvalidConfig):
@@ -361,7 +374,8 @@ def test_through_the_server_it_is_an_action_like_others(tmp_path: Path) -> None:
     service = answering("200 OK", b'{"seen": true}', Content_Type="application/json")
 
     def executors(settings: Settings, store: SqliteStore, directory: Path) -> Mapping[str, Executor]:
-        return {"http": HttpFunctionsExecutor(settings.functions.http, result_bytes_max=1 << 20)}
+        http = settings.functions.http
+        return {"http": HttpFunctionsExecutor(http, state_dir=directory / "http", result_bytes_max=1 << 20)}
 
     async def work() -> None:
         async with serving(service):

@@ -6,11 +6,13 @@ The contract of executors is in `test_contract`; here is what goes wrong between
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,10 @@ from eventmill.cli.checking import components
 from eventmill.config import Secret, Settings, load
 from eventmill.entities import Action, Status
 from eventmill.errors import InvalidConfig
-from eventmill.executors import Accepted, Attempt, Executor, Finished, Recorded
+from eventmill.events.codec import parse_json
+from eventmill.executors import Accepted, Attempt, CodeSource, Executor, Finished, Recorded
 from eventmill.executors.openwhisk import Client, OpenWhisk, executor, packing
+from eventmill.executors.openwhisk.endings import of_document
 from eventmill.executors.openwhisk.limits import TheirLimits
 from eventmill.store import SqliteStore
 from tests.api.conftest import Caller, running
@@ -41,14 +45,15 @@ WITNESS = "def main(args):\n    print(args['word'], file=open(args['witness'], '
 
 @dataclass
 class Target:
-    """An OpenWhisk: where, with which key."""
+    """An OpenWhisk: where, with which key; and what an executor of ours remembers of it."""
 
     url: str
     key: str
+    state_dir: Path
 
-    def executor(self, library: Library, *, url: str = "", width: int = 8, **environment: str) -> OpenWhisk:
+    def executor(self, code: CodeSource, *, url: str = "", width: int = 8, **more: Any) -> OpenWhisk:
         client = Client(url or self.url, self.key, verify=True, connections_max=width)
-        return OpenWhisk(library, client, connections_max=width, environment=environment)
+        return OpenWhisk(code, client, state_dir=self.state_dir, connections_max=width, **more)
 
     def api(self, method: str, path: str) -> Any:
         user, _, secret = self.key.partition(":")
@@ -59,10 +64,19 @@ class Target:
         return [action["name"] for action in self.api("GET", "actions/eventmill/?limit=200")]
 
 
+@pytest.fixture
+def own(eventmill: tuple[str, str], tmp_path: Path) -> Target:
+    """A server of ours."""
+    return Target(*eventmill, tmp_path / "state")
+
+
 @pytest.fixture(params=["eventmill", "openwhisk"])
-def target(request: pytest.FixtureRequest) -> Target:
-    found = request.getfixturevalue(request.param)
-    return Target(found.url, found.keys["guest"]) if request.param == "openwhisk" else Target(*found)
+def target(request: pytest.FixtureRequest, tmp_path: Path) -> Target:
+    if request.param == "openwhisk":
+        server = request.getfixturevalue("openwhisk")
+        return Target(server.url, server.keys["guest"], tmp_path / "state")
+    own: Target = request.getfixturevalue("own")
+    return own
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +144,7 @@ def test_environment_logs_and_code_in_zips(target: Target) -> None:
     async def work() -> None:
         library = Library()
         action = library.zip(zipped, name="p/zipped", main="run", init_parameters={"MODE": "fast"}, **SMALL)
-        async with driving(target.executor(library, EVENTMILL_PATHS="[]")) as driver:
+        async with driving(target.executor(library, environment={"EVENTMILL_PATHS": "[]"})) as driver:
             first, second = attempt(action), attempt(action, number=2)
             ends = await driver.run(first, second)
             for each, end in zip((first, second), ends, strict=True):
@@ -211,15 +225,180 @@ def test_faults_on_the_way(target: Target, tmp_path: Path, fault: faulty.Fault, 
     asyncio.run(work())
 
 
-def test_an_answer_that_is_always_lost_ends_the_attempt(target: Target, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "calls"), [("python:3", 2), ("nodejs:20", 1)])
+def test_an_answer_that_is_lost_again_and_again(
+    own: Target, monkeypatch: pytest.MonkeyPatch, kind: str, calls: int
+) -> None:
+    """What can't be looked for is not called again at once: whether another attempt follows is the engine's to say."""
+    monkeypatch.setattr(executor, "_LOST_MAX", 2)
+    monkeypatch.setattr(executor, "_GRACE_S", 0.1)
+    code = "def main(a): return {}" if kind == "python:3" else "function main() { return {} }"
+
     async def work() -> None:
         library, faults = Library(), Faults()
-        silent = library.text("function main() { return {} }", kind="nodejs:20", **SMALL)
-        async with faulty.faulty(target.url, faults) as url, driving(target.executor(library, url=url)) as driver:
+        silent = library.text(code, kind=kind, memory_mb=128, timeout_ms=200)
+        async with faulty.faulty(own.url, faults) as url, driving(own.executor(library, url=url)) as driver:
             faults.add(*[faulty.CUT_BEFORE] * 9)
             (end,) = await driver.run(attempt(silent))
             assert (end.status, end.final) == (Status.INTERNAL_ERROR, False)
-            assert faults.calls == 5
+            assert faults.calls == calls
+
+    asyncio.run(work())
+
+
+def activation(response: Any, **more: Any) -> bytes:
+    document = {"activationId": "a" * 32, "response": response, "annotations": [], **more}
+    return json.dumps(document).encode()
+
+
+def deep(levels: int) -> bytes:
+    return activation({"status": "success"}).replace(b'"success"', b'"success", "result": {"a": ' + b"[" * levels +
+                                                     b"]" * levels + b"}")  # fmt: skip
+
+
+JSON = b"Content-Type: application/json\r\nX-OpenWhisk-Activation-Id: " + b"a" * 32 + b"\r\n"
+GZIP = b"Content-Encoding: gzip\r\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "final", "text"),
+    [
+        ((200, deep(300), JSON), Status.DEVELOPER_ERROR, True, "nested more than 200"),
+        ((200, deep(100_000), JSON), Status.DEVELOPER_ERROR, True, "valid JSON"),
+        ((200, activation({"status": "success", "result": {"a": "X"}}).replace(b"X", b"\\ud800"), JSON),
+         Status.DEVELOPER_ERROR, True, "valid JSON"),
+        ((200, activation(["no", "object"]), JSON), Status.INTERNAL_ERROR, False, "OpenWhisk says"),
+        ((200, activation({"status": "success", "result": 7}, duration="?"), JSON),
+         Status.INTERNAL_ERROR, False, "no result"),
+        ((200, activation({"status": "application error"}, annotations=[1], duration=[]), JSON),
+         Status.APPLICATION_ERROR, True, "OpenWhisk says"),
+        ((200, b"\x1f\x8bno gzip", JSON + GZIP), Status.INTERNAL_ERROR, False, "lost"),
+        ((200, b"<html>Sign in</html>", b""), Status.INTERNAL_ERROR, False, "lost"),
+        ((200, b'{"activationId": ["a"], "response": {}}', b""), Status.INTERNAL_ERROR, False, "lost"),
+        ((400, b'{"error": "no", "code": "x"}', JSON), Status.DEVELOPER_ERROR, True, "refuses the call: 400 no"),
+        ((413, b"<html>too large</html>", b""), Status.DEVELOPER_ERROR, True, "refuses the call: 413"),
+    ],
+    ids=["300 levels", "100,000 levels", "surrogate", "response", "result", "annotations", "gzip", "page", "id", "400",
+         "413"],
+)  # fmt: skip
+def test_odd_answers_end_the_attempt_and_nothing_else(
+    own: Target, said: faulty.Fault, status: Status, final: bool, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "_LOST_MAX", 1)
+    monkeypatch.setattr(executor, "_GRACE_S", 0.1)
+    monkeypatch.setattr(executor, "_LOGS_S", 0.1)
+
+    async def work() -> None:
+        library, faults = Library(), Faults()
+        action = library.text("def main(a): return {}", memory_mb=128, timeout_ms=200)
+        async with faulty.faulty(own.url, faults) as url, driving(own.executor(library, url=url)) as driver:
+            faults.add(said)
+            (end,) = await driver.run(attempt(action))
+            assert (end.status, end.final) == (status, final)
+            assert text in value(end)["error"]
+            (end,) = await driver.run(attempt(action))
+            assert end.status is Status.SUCCESS
+
+    asyncio.run(work())
+
+
+def test_a_large_integer_is_a_number() -> None:
+    document = parse_json(activation({"status": "success", "result": {"a": 1 << 70}}))
+    assert json.loads(of_document(document).ending.result) == {"a": float(1 << 70)}
+
+
+@pytest.mark.parametrize("said", [(302, b"", b"Location: /login\r\n"), (404, b"default backend", b""), (407, b"", b"")])
+def test_what_a_proxy_says_is_waited_for(own: Target, said: faulty.Fault) -> None:
+    async def work() -> None:
+        library, faults = Library(), Faults()
+        action = library.text("def main(a): return {}", **SMALL)
+        async with faulty.faulty(own.url, faults) as url, driving(own.executor(library, url=url)) as driver:
+            faults.add(said, said)
+            (end,) = await driver.run(attempt(action))
+            assert end.status is Status.SUCCESS
+            assert faults.calls in (3, 4), "once more where it had to be put first"
+
+    asyncio.run(work())
+
+
+def test_an_action_that_can_t_be_put(own: Target) -> None:
+    """Whatever a gateway has against it: the attempt ends."""
+
+    async def work() -> None:
+        library, faults = Library(), Faults(putting=faulty.GATEWAY)
+        action = library.text("def main(a): return {'never': 'put'}", **SMALL)
+        async with faulty.faulty(own.url, faults) as url, driving(own.executor(library, url=url)) as driver:
+            (end,) = await driver.run(attempt(action))
+            assert (end.status, end.final) == (Status.INTERNAL_ERROR, False)
+            assert "does not take the action" in value(end)["error"]
+
+    asyncio.run(work())
+
+
+def test_an_unexpected_error_is_the_end_of_one_attempt_alone(own: Target, caplog: pytest.LogCaptureFixture) -> None:
+    async def work() -> None:
+        library = Library()
+        lost = replace(library.text("gone", **SMALL), code="no such code")
+        async with driving(own.executor(library)) as driver:
+            bad, good = await driver.run(attempt(lost), attempt(library.text("def main(a): return {}", **SMALL)))
+            assert (bad.status, bad.final, good.status) == (Status.INTERNAL_ERROR, False, Status.SUCCESS)
+            assert "KeyError" in value(bad)["error"]
+            assert driver.executor.condition()[1].startswith("OpenWhisk: 0 of")
+            assert await driver.executor.find([Recorded(activation=bad.activation)]) == {}
+
+    asyncio.run(work())
+    assert "no such code" in caplog.text
+
+
+def test_a_caller_sets_no_environment_and_no_mark(target: Target) -> None:
+    source = "import os\ndef main(a): return {'given': a, 'proxy': os.environ.get('HTTPS_PROXY')}"
+    params = {"__eventmill": {"environment": {"HTTPS_PROXY": "http://evil.example"}, "activation": "f" * 32}, "a": 1}
+
+    async def work() -> None:
+        library = Library()
+        async with driving(target.executor(library)) as driver:
+            (end,) = await driver.run(attempt(library.text(source, **SMALL), params))
+            assert value(end) == {"given": params, "proxy": None}
+
+    asyncio.run(work())
+
+
+def test_callers_share_no_process(own: Target) -> None:
+    source = "seen = []\ndef main(a):\n    seen.append(a['who'])\n    return {'seen': seen}"
+
+    async def work() -> None:
+        library = Library()
+        action = library.text(source, **SMALL)
+        async with driving(own.executor(library)) as driver:
+            for who in ("a", "b"):
+                (end,) = await driver.run(replace(attempt(action, {"who": who}), caller=who))
+                assert value(end) == {"seen": [who]}
+
+    asyncio.run(work())
+
+
+def test_logs_hold_up_nobody_and_a_known_end_can_t_be_cancelled(own: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "_LOGS_S", 0.5)
+
+    def no_logs(head: bytes) -> bytes:
+        return re.sub(rb"/activations/[0-9a-f]{32}/logs", b"/activations/0/logs", head)
+
+    async def work() -> None:
+        library = Library()
+        action = library.text("def main(a):\n    print('said')\n    return {'n': a['n']}", **SMALL)
+        async with (
+            faulty.faulty(own.url, Faults(edit=no_logs)) as url,
+            driving(own.executor(library, url=url, width=1)) as driver,
+        ):
+            first, second = attempt(action, {"n": 1}), attempt(action, {"n": 2})
+            driver.executor.submit([first, second])
+            for each in (first, second):
+                assert isinstance(await driver.until(Accepted, of=each), Accepted)
+            assert driver.ends() == [], "the logs of neither are there"
+            driver.executor.cancel({first.activation: driver.handle_of(first)})
+            ends = [await driver.finished(each) for each in (first, second)]
+            assert [(end.status, value(end)["n"]) for end in ends] == [(Status.SUCCESS, 1), (Status.SUCCESS, 2)]
+            assert [end.handle for end in ends] == [driver.handle_of(each) for each in (first, second)]
 
     asyncio.run(work())
 
@@ -254,25 +433,37 @@ def test_what_outlasts_the_wait_is_accepted_and_found_by_the_next_server(target:
     asyncio.run(work())
 
 
-def test_what_was_accepted_and_has_no_record_keeps_its_handle(
-    eventmill: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+def test_what_was_accepted_and_has_no_record_gets_another_handle(
+    own: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Through the engine: the second call's id is recorded instead of the first one's."""
     monkeypatch.setattr(executor, "_LOST_MAX", 2)
+    monkeypatch.setattr(executor, "_GRACE_S", 0.1)
+    code = "import time\ndef main(a):\n    time.sleep(0.1)\n    return {'done': True}"
+    hidden: set[bytes] = set()
 
-    def nothing_known(head: bytes) -> bytes:
-        return one_millisecond(head).replace(b"/activations/", b"/activations/0")
+    def first_is_unknown(head: bytes) -> bytes:
+        if found := re.search(rb"/activations/([0-9a-f]{32})", head):
+            hidden.update([found[1]] if not hidden else [])
+            head = head.replace(b"/activations/" + min(hidden), b"/activations/" + b"0" * 32)
+        return one_millisecond(head)
+
+    def life(url: str) -> None:
+        def executors(settings: Settings, store: SqliteStore, directory: Path) -> Mapping[str, Executor]:
+            client = Client(url, own.key, verify=True, connections_max=8)
+            return {"functions": OpenWhisk(store.code, client, state_dir=own.state_dir, connections_max=8)}
+
+        with running(tmp_path, executors) as server, server.caller() as caller:
+            caller.function("long", code, limits={"memory": 128, "timeout": 200})
+            id = caller.api("POST", "actions/long", {}).json()["activationId"]
+            path = f"/eventmill/v1/activations/{id}"
+            known = wait(lambda: (found := caller.get(path).json())["state"] in ("succeeded", "failed") and found)
+            assert (known["state"], known["result"]) == ("succeeded", {"done": True})
+            assert known["handle"] == known["usage"]["openwhisk"] != min(hidden).decode()
 
     async def work() -> None:
-        library, faults = Library(), Faults(edit=nothing_known)
-        action = library.text("import time\ndef main(a):\n    time.sleep(0.1)\n    return {}", timeout_ms=200)
-        async with (
-            faulty.faulty(eventmill[0], faults) as url,
-            driving(Target(*eventmill).executor(library, url=url)) as driver,
-        ):
-            each = attempt(action)
-            (end,) = await driver.run(each)
-            assert (end.status, end.final, end.handle) == (Status.INTERNAL_ERROR, False, driver.handle_of(each))
-            assert len([report for report in driver.reports if isinstance(report, Accepted)]) == 1
+        async with faulty.faulty(own.url, Faults(edit=first_is_unknown)) as url:
+            await asyncio.to_thread(life, url)
 
     asyncio.run(work())
 
@@ -328,22 +519,22 @@ def test_cancelled_it_is_ignored_and_the_report_says_so(target: Target, tmp_path
     asyncio.run(work())
 
 
-def test_time_s_up(eventmill: tuple[str, str]) -> None:
+def test_time_s_up(own: Target) -> None:
     async def work() -> None:
         library = Library()
         action = library.text("import time\ndef main(a): time.sleep(9)", **{**SMALL, "timeout_ms": 200})
-        async with driving(Target(*eventmill).executor(library)) as driver:
+        async with driving(own.executor(library)) as driver:
             (end,) = await driver.run(attempt(action))
             assert (end.status, end.final, end.timed_out) == (Status.DEVELOPER_ERROR, False, True)
 
     asyncio.run(work())
 
 
-def test_a_wrong_key_and_a_wrong_host_are_told_at_the_start(eventmill: tuple[str, str]) -> None:
-    url, key = eventmill
+def test_a_wrong_key_and_a_wrong_host_are_told_at_the_start(own: Target) -> None:
+    url, key = own.url, own.key
 
     async def start(url: str, key: str) -> str:
-        tried = Target(url, key).executor(Library())
+        tried = Target(url, key, own.state_dir).executor(Library())
         try:
             with pytest.raises(InvalidConfig) as raised:
                 await tried.start()
@@ -377,13 +568,13 @@ def test_a_configuration_is_checked_before_the_start(
         assert "can't be reached" in detail
 
 
-def test_while_it_is_away_functions_wait(eventmill: tuple[str, str]) -> None:
+def test_while_it_is_away_functions_wait(own: Target) -> None:
     async def work() -> None:
         library = Library()
         with socket.socket() as nobody:
             nobody.bind(("127.0.0.1", 0))
             away = f"http://127.0.0.1:{nobody.getsockname()[1]}"
-            async with driving(Target(away, eventmill[1]).executor(library)) as driver:
+            async with driving(own.executor(library, url=away)) as driver:
                 driver.executor.submit([attempt(library.text("def main(a): return {}"))])
                 await asyncio.sleep(0.5)
                 ok, line = driver.executor.condition()
@@ -403,12 +594,13 @@ def test_the_next_minute_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_names_follow_all_that_an_action_is_made_of() -> None:
-    def name(**facts: Any) -> str:
+    def name(namespace: str = "ns", **facts: Any) -> str:
         defaults = {"namespace": "ns", "name": "p/ä b", "version": "0.0.1", "revision": 1, "kind": "python:3.11"}
-        return packing.name(Action(**{**defaults, "code": "c", **facts}), {}, TheirLimits())
+        return packing.name(Action(**{**defaults, "code": "c", **facts}), namespace, {}, TheirLimits())
 
     assert name().startswith("eventmill/ns.p...b-")
-    names = [name(), name(code="d"), name(main="other"), name(init_parameters={"a": 1}), name(kind="nodejs:20")]
+    names = [name(), name(code="d"), name(main="other"), name(init_parameters={"a": 1}), name(kind="nodejs:20"),
+             name("guest")]  # fmt: skip
     assert len(set(names)) == len(names)
     assert name(revision=2, version="0.0.2") == name()
     assert len(name(name="x" * 300).partition("/")[2]) <= 256
@@ -435,7 +627,7 @@ def test_a_server_that_ends_leaves_a_long_function_to_the_next(eventmill: tuple[
     def life(url: str) -> None:
         def executors(settings: Settings, store: SqliteStore, directory: Path) -> Mapping[str, Executor]:
             client = Client(url, eventmill[1], verify=True, connections_max=8)
-            return {"functions": OpenWhisk(store.code, client, connections_max=8)}
+            return {"functions": OpenWhisk(store.code, client, state_dir=directory / "functions", connections_max=8)}
 
         with running(tmp_path, executors) as server, server.caller() as caller:
             caller.function("long", code, limits=SHORT)
@@ -472,7 +664,7 @@ def test_it_is_killed_under_load(mortal: real.OpenWhisk, tmp_path: Path) -> None
 
     def executors(settings: Settings, store: SqliteStore, directory: Path) -> Mapping[str, Executor]:
         client = Client(mortal.url, mortal.keys["guest"], verify=True, connections_max=8)
-        return {"functions": OpenWhisk(store.code, client, connections_max=8)}
+        return {"functions": OpenWhisk(store.code, client, state_dir=directory / "functions", connections_max=8)}
 
     with running(tmp_path, executors) as server, server.caller() as caller:
         caller.function("write", code, limits=SHORT)

@@ -11,6 +11,7 @@ import importlib.util
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,12 +142,13 @@ def _openwhisk(functions: Functions) -> Component:
     """The key, the certificates, and whether it answers; one that is away is waited for."""
 
     async def ask() -> tuple[bool, str]:
-        asked = OpenWhisk.of(functions, lambda digest: b"")
-        try:
-            await asked.start()
-            return asked.condition()
-        finally:
-            await asked.stop()
+        with tempfile.TemporaryDirectory() as state:
+            asked = OpenWhisk.of(functions, lambda digest: b"", state_dir=Path(state))
+            try:
+                await asked.start()
+                return asked.condition()
+            finally:
+                await asked.stop()
 
     where = f"OpenWhisk at {functions.api_host}"
     try:

@@ -15,7 +15,10 @@ import stat
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from eventmill.errors import InvalidArchive
 
@@ -43,17 +46,31 @@ def unpack(data: bytes, target: Path, *, files_max: int, bytes_max: int) -> None
 
 
 def _unpack_members(data: bytes, room: Path, files_max: int, bytes_max: int) -> None:
+    with opened(data, files_max=files_max) as archive:
+        bytes_left = bytes_max
+        for member in archive.infolist():
+            bytes_left -= _unpack_member(archive, member, room, bytes_left)
+
+
+@contextmanager
+def opened(data: bytes, *, files_max: int) -> Iterator[zipfile.ZipFile]:
+    """The zip `data`, to be read. Raises InvalidArchive, also for what turns out while it is being read."""
     check_directory(data, files_max)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = archive.infolist()
-            if len(members) > files_max:
-                raise InvalidArchive(f"the archive has {len(members)} members, more than the {files_max} allowed")
-            bytes_left = bytes_max
-            for member in members:
-                bytes_left -= _unpack_member(archive, member, room, bytes_left)
+            if (count := len(archive.infolist())) > files_max:
+                raise InvalidArchive(f"the archive has {count} members, more than the {files_max} allowed")
+            yield archive
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError) as e:
         raise InvalidArchive(f"the archive can't be read: {e}") from e
+
+
+def read(archive: zipfile.ZipFile, member: zipfile.ZipInfo, *, bytes_max: int) -> bytes:
+    """What a member contains. Raises InvalidArchive as `unpack` does."""
+    _check(member)
+    content = io.BytesIO()
+    _copy(archive, member, content, bytes_max)
+    return content.getvalue()
 
 
 def check_directory(data: bytes, files_max: int) -> None:
@@ -91,7 +108,7 @@ def _unpack_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, room: Path
         raise InvalidArchive(f"the name of '{_shown(member)}' is too long") from e
 
 
-def _copy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: io.BufferedWriter, bytes_max: int) -> int:
+def _copy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: BinaryIO, bytes_max: int) -> int:
     size = 0
     with archive.open(member) as content:
         while chunk := content.read(CHUNK_BYTES):
@@ -111,11 +128,16 @@ def _relative(member: zipfile.ZipInfo) -> PurePosixPath:
     kind = stat.S_IFMT(member.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise InvalidArchive(f"'{_shown(member)}' is a link or a device; only files and directories are accepted")
+    _check(member)
+    return path
+
+
+def _check(member: zipfile.ZipInfo) -> None:
+    """It can be read."""
     if member.flag_bits & 0x1:
         raise InvalidArchive(f"'{_shown(member)}' is encrypted")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise InvalidArchive(f"'{_shown(member)}' is neither stored nor deflated")
-    return path
 
 
 def _shown(member: zipfile.ZipInfo) -> str:

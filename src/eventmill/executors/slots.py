@@ -1,7 +1,8 @@
 """Which activations run right now, in a small file that outlives the server.
 
-A slot per place (a worker of the pool, a call that is out), mapped into memory: writing one costs no system call, and what was written survives a SIGKILL (a
-power cut may lose it: then an interruption is not counted, nothing else). One writer, on the event loop.
+A slot per place (a worker of the pool, a call that is out), mapped into memory: writing one costs no system call, and
+what was written survives a SIGKILL (a power cut may lose it: then an interruption is not counted, nothing else). One
+writer, on the event loop.
 """
 
 from __future__ import annotations

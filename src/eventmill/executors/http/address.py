@@ -1,8 +1,8 @@
 """Where an action of kind `http` may go. Functions of values.
 
 One reader takes URLs apart, for the check and for the call, so that nothing can be smuggled between two. Hosts are
-compared as texts with the configuration's, with their ports: another spelling of an allowed address is not allowed.
-Whoever puts a name there trusts what the name resolves to.
+compared as texts with the configuration's, with their schemes and ports: another spelling of an allowed address is not
+allowed. Whoever puts a name there trusts what the name resolves to.
 """
 
 from __future__ import annotations
@@ -27,20 +27,30 @@ def check_url(url: str) -> None:
     _parsed(url)
 
 
-def authority(url: str) -> str:
-    """`host:port` that it leads to. Raises InvalidEntity."""
+def place(url: str) -> str:
+    """`scheme://host:port` that it leads to. Raises InvalidEntity."""
     parsed = _parsed(url)
-    return f"{_bracketed(parsed.host.lower())}:{parsed.port or _PORTS[parsed.scheme]}"
+    return f"{parsed.scheme}://{_bracketed(parsed.host.lower())}:{parsed.port or _PORTS[parsed.scheme]}"
 
 
 def allowed(hosts: Sequence[str]) -> dict[str, str]:
-    """`host:port` → the entry of the configuration that allows it; without a port, HTTPS's."""
-    found = {}
-    for host in hosts:
-        name, colon, port = host.lower().rpartition(":")
-        has_port = bool(colon) and port.isdigit() and not (name.startswith("[") and not name.endswith("]"))
-        found[host.lower() if has_port else f"{host.lower()}:443"] = host
-    return found
+    """`scheme://host:port` → the entry of the configuration, `[scheme://]host[:port]`, that allows it. An entry without
+    a port means the scheme's; without a scheme, HTTPS, and where it has a port, also HTTP. One with a scheme goes
+    before one without."""
+    return {found: host for host in sorted(hosts, key=lambda host: "://" in host) for found in _places(host.lower())}
+
+
+def is_plain(entry: str) -> bool:
+    """Whether an entry says that nobody can listen there: what it is sent besides may go in plain text."""
+    return entry.lower().startswith("http://")
+
+
+def _places(entry: str) -> list[str]:
+    scheme, mark, rest = entry.rpartition("://")
+    name, colon, port = rest.rpartition(":")
+    has_port = bool(colon) and port.isdigit() and not (name.startswith("[") and not name.endswith("]"))
+    schemes = [scheme] if mark else ["https", "http"] if has_port else ["https"]
+    return [f"{each}://{rest}" if has_port else f"{each}://{rest}:{_PORTS[each]}" for each in schemes]
 
 
 def _bracketed(host: str) -> str:

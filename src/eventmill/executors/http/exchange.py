@@ -6,6 +6,7 @@ is the activation's: the same for all its attempts.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -33,13 +34,15 @@ MODES = ("binary", "structured")
 _RETRIED = frozenset({408, 425, 429, 502, 503, 504})
 """Statuses after which another attempt may help."""
 _SHOWN_CHARS = 1000
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+"""As W3C has it. An event may bring anything under that name."""
 
 
 def request(attempt: Attempt) -> tuple[dict[str, str], bytes]:
     """Headers and body. Raises InvalidEvent if the parameters say that they are an event and are none."""
     event = _event(attempt)
     headers = {"x-request-id": attempt.activation, "idempotency-key": attempt.activation}
-    if attempt.traceparent:
+    if attempt.traceparent and _TRACEPARENT.fullmatch(attempt.traceparent):
         headers["traceparent"] = attempt.traceparent
     if attempt.action.annotations.get(MODE) == "structured":
         return {**headers, "content-type": STRUCTURED}, orjson.dumps(event)
@@ -71,7 +74,11 @@ def _binary_headers(event: Mapping[str, Any]) -> dict[str, str]:
         if name not in ("data", "data_base64", "datacontenttype") and value is not None
     }
     content_type = event.get("datacontenttype") or ("application/json" if "data" in event else None)
-    return {**headers, "content-type": content_type} if content_type else headers
+    if content_type is None:
+        return headers
+    if not (content_type.isascii() and content_type.isprintable()):
+        raise InvalidEvent("has characters that no header can have", "datacontenttype")
+    return {**headers, "content-type": content_type}
 
 
 def _text(value: Any) -> str:
@@ -132,9 +139,9 @@ def unreachable(text: str) -> Ending:
 
 def _retry_after(value: str) -> float | None:
     """Seconds, from the header's seconds or its date."""
-    if value.strip().isdigit():
+    if value.isascii() and value.strip().isdigit():
         return min(float(value), RETRY_AFTER_S_MAX)
     try:
         return min(max(0.0, parsedate_to_datetime(value).timestamp() - time.time()), RETRY_AFTER_S_MAX)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None

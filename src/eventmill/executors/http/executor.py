@@ -1,7 +1,8 @@
 """Functions that are somebody else's HTTP service: Knative, OpenFaaS, a lab's own.
 
-Owns the connections. Goes nowhere but to the configuration's hosts, follows no redirects, uses no proxy. The secrets
-that a host gets are the configuration's, and never in an action. An answer is taken as far as the limit of results. A
+Owns the connections. Goes nowhere but to the configuration's hosts, follows no redirects, uses no proxy, keeps no
+cookies. The secrets that a host gets are the configuration's, never in an action, and sent in plain text only where the
+configuration says so. An answer is taken as far as the limit of results. A
 service may be called more than once for an attempt's activation (lost answers are tried again): `Idempotency-Key` is
 the same each time. On the event loop alone.
 """
@@ -10,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,10 +20,10 @@ import httpx
 from eventmill.config import HttpFunctions
 from eventmill.entities import Action, Status
 from eventmill.errors import InvalidEntity, InvalidEvent
-from eventmill.executors.base import Attempt, Found, Recorded
+from eventmill.executors.base import Attempt
 from eventmill.executors.endings import Ending, of_timeout
 from eventmill.executors.http import address, exchange
-from eventmill.executors.remote import RemoteExecutor, now_ms, trusted
+from eventmill.executors.remote import RemoteExecutor, no_cookies, now_ms, trusted
 
 _CONNECT_S = 5.0
 _KEPT_S = 20.0
@@ -33,10 +35,11 @@ class HttpFunctionsExecutor(RemoteExecutor):
 
     ignored = "the service was not told: it may go on, its result is ignored"
 
-    def __init__(self, settings: HttpFunctions, *, result_bytes_max: int) -> None:
-        super().__init__(settings.connections_max)
+    def __init__(self, settings: HttpFunctions, *, state_dir: Path, result_bytes_max: int) -> None:
+        super().__init__(settings.connections_max, state_dir)
         self._hosts = address.allowed(settings.hosts)
         self._secrets = settings.headers
+        self._namespaces = settings.namespaces
         self._ca_file = settings.ca_file
         self._result_bytes_max = result_bytes_max
         self._counts: Counter[str] = Counter()
@@ -51,25 +54,31 @@ class HttpFunctionsExecutor(RemoteExecutor):
             verify=trusted(self._ca_file),
             trust_env=False,
             follow_redirects=False,
+            cookies=no_cookies(),
             timeout=httpx.Timeout(None, connect=_CONNECT_S),
             limits=httpx.Limits(max_connections=count, max_keepalive_connections=count, keepalive_expiry=_KEPT_S),
         )
+        await super().start()
 
     async def stop(self) -> None:
         await super().stop()
         await self._http.aclose()
 
-    async def find(self, recorded: Sequence[Recorded]) -> dict[str, Found]:
-        """Calls end with their server."""
-        return {}
-
     def refusal(self, action: Action) -> str | None:
         try:
-            where = address.authority(action.url)
+            where = address.place(action.url)
         except InvalidEntity as e:
             return str(e)
-        if where not in self._hosts:
-            return f"host {where} is none that actions may call: the server's functions.http.hosts has those"
+        entry = self._hosts.get(where)
+        if entry is None:
+            return f"{where} is no place that actions may call: the server's functions.http.hosts has those"
+        if entry in self._secrets and where.startswith("http:") and not address.is_plain(entry):
+            return (
+                f"{entry} has functions.http.headers, which do not go out in plain text: call it by https, or, where "
+                "nobody can listen, write it with http:// in functions.http.hosts"
+            )
+        if action.namespace not in self._namespaces.get(entry, [action.namespace]):
+            return f"actions of '{action.namespace}' may not call {entry}: functions.http.namespaces says who may"
         return None
 
     def condition(self) -> tuple[bool, str]:
@@ -81,18 +90,19 @@ class HttpFunctionsExecutor(RemoteExecutor):
     async def _carry(self, attempt: Attempt) -> None:
         started_ms = now_ms()
         usage: dict[str, Any] = {}
+        self._calls(attempt)
         try:
             async with asyncio.timeout(attempt.action.limits.timeout_ms / 1000):
                 ending = await self._call(attempt, usage)
         except TimeoutError:
-            ending = of_timeout(attempt.action.limits.timeout_ms, during_init=False)
+            ending = of_timeout(attempt.action.limits.timeout_ms)
         self._counts["succeeded" if ending.status is Status.SUCCESS else "failed"] += 1
         self._finish((attempt.activation, attempt.number), ending, started_ms, usage=usage or None)
 
     async def _call(self, attempt: Attempt, usage: dict[str, Any]) -> Ending:
         """Call, and read the answer as far as it may go. `usage` gets its status."""
         action = attempt.action
-        where = address.authority(action.url)
+        where = address.place(action.url)
         try:
             headers, body = exchange.request(attempt)
         except InvalidEvent as e:
@@ -102,7 +112,7 @@ class HttpFunctionsExecutor(RemoteExecutor):
             async with self._http.stream(action.method, action.url, content=body, headers=headers) as answer:
                 usage["status"] = answer.status_code
                 return await self._read(answer, where)
-        except httpx.TransportError as e:
+        except httpx.RequestError as e:
             return exchange.unreachable(f"{where} gave no answer: {e or type(e).__name__}")
 
     async def _read(self, answer: httpx.Response, where: str) -> Ending:

@@ -12,14 +12,19 @@ import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import orjson
 
 from eventmill.entities import Document
-from eventmill.errors import EventmillError
+from eventmill.errors import EventmillError, InvalidEvent
+from eventmill.events.codec import parse_json
+from eventmill.events.validation import is_json
 from eventmill.executors.openwhisk.limits import TheirLimits
+from eventmill.executors.remote import no_cookies
+
+T = TypeVar("T", dict[str, Any], list[Any])
 
 WAIT_MS_MAX = 60_000
 """How long OpenWhisk lets a caller wait; afterwards its answer is 202."""
@@ -62,6 +67,14 @@ class Refused(Trouble):
     """It will never be done like this."""
 
 
+class Unusable(Trouble):
+    """It has ended, and what it says of that can't be taken."""
+
+    def __init__(self, why: InvalidEvent) -> None:
+        super().__init__(str(why))
+        self.why = why
+
+
 @dataclass(frozen=True, slots=True)
 class Called:
     """The answer to a call: an activation's document; a bare array, which it sends of results that are one; or neither
@@ -88,6 +101,7 @@ class Client:
             verify=verify,
             trust_env=False,
             follow_redirects=False,
+            cookies=no_cookies(),
             timeout=httpx.Timeout(_READ_S, connect=_CONNECT_S, write=_WRITE_S, pool=None),
             limits=httpx.Limits(max_connections=count, max_keepalive_connections=count, keepalive_expiry=_KEPT_S),
         )
@@ -100,44 +114,47 @@ class Client:
         answer = await self._request(
             "POST", f"actions/{name}?blocking=true&result=false&timeout={WAIT_MS_MAX}", body, transaction
         )
-        said, id = _json(answer), answer.headers.get("x-openwhisk-activation-id", "")
+        id = answer.headers.get("x-openwhisk-activation-id", "")
+        try:
+            said = _json(answer)
+        except InvalidEvent as e:
+            raise (Unusable(e) if id and _is_json(answer) else _trouble(answer)) from e
         if isinstance(said, dict) and answer.status_code in (200, 202, 500, 502):
-            id = said.get("activationId", "") if "response" in said or answer.status_code == 202 else ""
+            id = said.get("activationId") if "response" in said or answer.status_code == 202 else ""
+        if not isinstance(id, str) or not id:
+            raise _trouble(answer)
         if answer.status_code == 200 and isinstance(said, list):
             return Called(id, array=said)
-        if answer.status_code == 202 and id:
+        if answer.status_code == 202:
             return Called(id)
-        if answer.status_code in (200, 500, 502) and id:
+        if answer.status_code in (200, 500, 502) and isinstance(said, dict):
             return Called(id, document=said)
         raise _trouble(answer)
 
     async def activation(self, id: str) -> Document:
-        """An activation that has ended. Raises Missing if it has not (or never was)."""
-        found: Document = await self._get(f"activations/{id}")
+        """An activation that has ended. Raises Missing if it has not (or never was), Unusable if it can't be taken."""
+        found = await self._get(f"activations/{id}", dict)
         if "end" not in found:
             raise Missing(f"activation {id} has not ended")
         return found
 
     async def logs(self, id: str) -> list[str]:
-        return list((await self._get(f"activations/{id}/logs"))["logs"])
+        lines = (await self._get(f"activations/{id}/logs", dict)).get("logs")
+        return list(map(str, lines)) if isinstance(lines, list) else []
 
     async def activations(self, name: str, since_ms: int, *, skip: int, limit: int) -> list[Document]:
         """Whole documents of an action's activations that have begun since then, the last ones first."""
         query = f"name={name}&since={since_ms}&docs=true&skip={skip}&limit={limit}"
-        return list(await self._get(f"activations?{query}"))
+        return _documents(await self._get(f"activations?{query}", list))
 
     async def limits(self) -> TheirLimits:
         """Its limits, with the kinds that it has where its front page is to be seen."""
-        said, kinds = await self._get("limits"), None
-        front = await self._request("GET", self._host)
-        runtimes = (_json(front) or {}).get("runtimes") if front.status_code == 200 else None
-        if isinstance(runtimes, dict):
-            kinds = [each["kind"] for family in runtimes.values() for each in family if not each.get("deprecated")]
-        return TheirLimits.read(said, kinds)
+        said = await self._get("limits", dict)
+        return TheirLimits.read(said, _kinds(await self._request("GET", self._host)))
 
     async def has_action(self, name: str) -> bool:
         try:
-            await self._get(f"actions/{name}?code=false")
+            await self._get(f"actions/{name}?code=false", dict)
         except Missing:
             return False
         return True
@@ -152,18 +169,26 @@ class Client:
 
     async def actions(self, package: str, *, skip: int, limit: int) -> list[Document]:
         """Brief documents of a package's actions. Raises Missing without the package."""
-        return list(await self._get(f"actions/{package}/?skip={skip}&limit={limit}"))
+        return _documents(await self._get(f"actions/{package}/?skip={skip}&limit={limit}", list))
 
     async def delete_action(self, name: str) -> None:
         answer = await self._request("DELETE", f"actions/{name}")
         if answer.status_code not in (200, 404):
             raise _trouble(answer)
 
-    async def _get(self, path: str) -> Any:
+    async def _get(self, path: str, expected: type[T]) -> T:
+        """What it answers, which is a JSON object, or a list. Raises Away if that is not it, but for the proxy in
+        between."""
         answer = await self._request("GET", path)
         if answer.status_code != 200:
             raise _trouble(answer)
-        return _json(answer)
+        try:
+            said = _json(answer)
+        except InvalidEvent as e:
+            raise (Unusable(e) if _is_json(answer) else Away("what answers is no OpenWhisk")) from e
+        if not isinstance(said, expected):
+            raise Away(f"what it answers to {path.partition('?')[0]} is no {expected.__name__}")
+        return said
 
     async def _put(self, path: str, document: Mapping[str, Any]) -> None:
         answer = await self._request("PUT", f"{path}?overwrite=true", orjson.dumps(document))
@@ -181,7 +206,7 @@ class Client:
             answer = await self._http.request(method, path, content=body or None, headers=headers)
         except (httpx.ConnectError, httpx.ConnectTimeout) as e:
             raise Away(f"it can't be reached: {e or type(e).__name__}") from e
-        except httpx.TransportError as e:
+        except httpx.RequestError as e:  # what can't be unpacked is one, too
             raise Lost(f"no answer came: {e or type(e).__name__}") from e
         if answer.status_code == 429:
             self._hold(_text(answer))
@@ -208,24 +233,55 @@ class Client:
 
 
 def _trouble(answer: httpx.Response) -> Trouble:
-    """What an answer that is none means."""
+    """What an answer that is none means. Only OpenWhisk's own words are final: proxies have pages of theirs."""
     status, text = answer.status_code, _text(answer)
-    if status == 404:
-        return Missing(text)
-    if status in (401, 403, 503):
+    if (status >= 500 and status != 503) or status < 300:
+        return Lost(text)
+    if status in (413, 414, 431):  # whoever says it: this request is too large
+        return Refused(text)
+    if status in (401, 403, 503) or not _is_own(answer):
         return Away(text)
-    return Lost(text) if status >= 500 else Refused(text)
+    return Missing(text) if status == 404 else Refused(text)
+
+
+def _is_own(answer: httpx.Response) -> bool:
+    """Whether OpenWhisk itself says that something is wrong."""
+    said = _json_or_none(answer)
+    return isinstance(said, dict) and "error" in said and "code" in said
 
 
 def _text(answer: httpx.Response) -> str:
     """What it says of an error, bounded."""
-    said = _json(answer)
+    said = _json_or_none(answer)
     text = said.get("error") if isinstance(said, dict) else None
     return f"{answer.status_code} {text if isinstance(text, str) else answer.reason_phrase}"[:1000]
 
 
+def _is_json(answer: httpx.Response) -> bool:
+    return is_json(answer.headers.get("content-type", ""))
+
+
 def _json(answer: httpx.Response) -> Any:
+    """Raises InvalidEvent for what we could never write again, too."""
+    return parse_json(answer.content)
+
+
+def _json_or_none(answer: httpx.Response) -> Any:
     try:
-        return answer.json()
-    except ValueError:
+        return _json(answer)
+    except InvalidEvent:
         return None
+
+
+def _documents(found: list[Any]) -> list[Document]:
+    return [each for each in found if isinstance(each, dict)]
+
+
+def _kinds(front: httpx.Response) -> list[str] | None:
+    """Those of its front page that are not deprecated; None if it does not say."""
+    said = _json_or_none(front) if front.status_code == 200 else None
+    runtimes = said.get("runtimes") if isinstance(said, dict) else None
+    if not isinstance(runtimes, dict):
+        return None
+    all_of_them = [each for family in runtimes.values() if isinstance(family, list) for each in _documents(family)]
+    return [str(each.get("kind")) for each in all_of_them if not each.get("deprecated")]

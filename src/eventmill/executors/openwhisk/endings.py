@@ -12,7 +12,7 @@ import orjson
 from eventmill.entities import Document, Status
 from eventmill.executors.endings import RETRY_AFTER_S_MAX, Ending, developer_error, internal_error
 from eventmill.executors.openwhisk.client import Called
-from eventmill.executors.pool.loader import NO_CODE
+from eventmill.executors.pool.loader import NO_CODE as NOT_LOADED
 
 OWN = "__eventmill"
 
@@ -36,6 +36,11 @@ class Ended:
     took_ms: int | None = None
     quiet: bool = False
 
+    @property
+    def logged(self) -> bool:
+        """Whether there may be logs to fetch."""
+        return bool(self.usage.get("openwhisk")) and not self.quiet
+
 
 def of_call(called: Called) -> Ended:
     """An answer that says how it ended."""
@@ -46,20 +51,32 @@ def of_call(called: Called) -> Ended:
 
 def of_document(document: Document) -> Ended:
     """An activation that has ended."""
-    response = document.get("response") or {}
+    response = _response(document)
     result, mark = _unmarked(response.get("result"))
-    annotations = {pair["key"]: pair["value"] for pair in document.get("annotations", ())}
+    annotations = _annotations(document)
     status = _STATUSES.get(str(response.get("status")), Status.INTERNAL_ERROR)
-    usage = {"openwhisk": document["activationId"]}
+    usage = {"openwhisk": str(document.get("activationId", ""))}
     usage |= {name: annotations[name] for name in ("initTime", "waitTime") if name in annotations}
     ending = replace(_ending(status, result, mark), timed_out=annotations.get("timeout") is True)
-    return Ended(ending, usage, document.get("duration"), mark.get("quiet") is True)
+    took_ms = document.get("duration")
+    return Ended(ending, usage, took_ms if type(took_ms) is int else None, mark.get("quiet") is True)
 
 
 def is_of(document: Document, activation: str, attempt: int) -> bool:
     """Whether this is the activation that the attempt began there."""
-    _, mark = _unmarked((document.get("response") or {}).get("result"))
+    _, mark = _unmarked(_response(document).get("result"))
     return (mark.get("activation"), mark.get("attempt")) == (activation, attempt)
+
+
+def _response(document: Document) -> Mapping[str, Any]:
+    said = document.get("response")
+    return said if isinstance(said, dict) else {}
+
+
+def _annotations(document: Document) -> Mapping[str, Any]:
+    said = document.get("annotations")
+    pairs = said if isinstance(said, list) else []
+    return {str(pair.get("key")): pair.get("value") for pair in pairs if isinstance(pair, dict)}
 
 
 def _unmarked(result: Any) -> tuple[Any, Mapping[str, Any]]:
@@ -84,11 +101,11 @@ def _ending(status: Status, result: Any, mark: Mapping[str, Any]) -> Ending:
     failed = result if isinstance(result, dict) and "error" in result else {"error": f"OpenWhisk says: {status.text}"}
     # without our mark, nobody knows whether it was raised: OpenWhisk takes what was returned for final, and so do we
     known, final = _OUTCOMES.get(str(mark.get("outcome")), (status, status is Status.APPLICATION_ERROR))
-    if failed["error"] == NO_CODE:
-        return developer_error(NO_CODE, final=True)
+    if failed["error"] == NOT_LOADED:
+        return developer_error(NOT_LOADED, final=True)
     after = mark.get("after")
     return Ending(known, final, orjson.dumps(failed), retry_after_s=after if _is_delay(after) else None)
 
 
 def _is_delay(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= RETRY_AFTER_S_MAX
+    return type(value) in (int, float) and math.isfinite(value) and 0 <= value <= RETRY_AFTER_S_MAX

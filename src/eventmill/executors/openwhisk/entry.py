@@ -1,11 +1,11 @@
 """The `__main__.py` of an action's zip at OpenWhisk: calls the author's function, and says in the result what
 OpenWhisk has no word for. Runs there, in Python 3.9 or later; standard library only.
 
-In the parameters and in the result, `__eventmill` is ours. Parameters: `environment` (variables of this call),
-`activation` and `attempt` (they come back, so that a result can be recognised), `list` (the parameters, if they are
-one). Result: `outcome` (how it ended), `after` (seconds), `quiet` (nothing was written: there are no logs to fetch),
-`list` (the result, if it is one). Of a failure OpenWhisk keeps nothing but the value of `error`: there it is
-`{"__eventmill": …, "result": …}`.
+It is called with `params`, the author's parameters (an object or a list), and `__eventmill`, which is ours:
+`environment` (variables of this call), `activation` and `attempt` (they come back, so that a result can be recognised).
+In the result, `__eventmill` is ours, too: `outcome` (how it ended), `after` (seconds), `quiet` (nothing was written:
+there are no logs to fetch), `list` (the result, if it is one). Of a failure OpenWhisk keeps nothing but the value of
+`error`: there it is `{"__eventmill": …, "result": …}`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from typing import Any
 
 OWN = "__eventmill"
+ENVIRONMENT = (
+    "__OW_ACTIVATION_ID", "__OW_TRANSACTION_ID", "__OW_NAMESPACE", "__OW_ACTION_NAME", "__OW_ACTION_VERSION",
+    "TRACEPARENT",
+)  # fmt: skip
+"""Variables of a call; whoever calls can set no others."""
 NO_OBJECT = "The action did not return a dictionary or array."
 NULL = "The action did not produce a valid JSON or JSON Array response: null\n"
 NO_MEMORY = "The action exhausted its memory and was aborted."
@@ -30,13 +35,14 @@ _SDK_FILE = os.path.join("eventmill", "sdk", "runtime.py")
 
 
 def main(args: dict[str, Any]) -> dict[str, Any]:
-    own = args.pop(OWN, {})
-    os.environ.update(own.pop("environment", {}))
+    own = args[OWN]
+    os.environ.update((name, own["environment"][name]) for name in ENVIRONMENT)
     written = _written()
-    mark, result = _call(own.pop("list", args))
+    mark, result = _call(args["params"])
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    mark.update(own, quiet=written is not None and written == _written())
+    quiet = written is not None and written == _written()
+    mark.update(activation=own["activation"], attempt=own["attempt"], quiet=quiet)
     if "outcome" in mark:
         return {"error": {OWN: mark, "result": result}}
     return dict(result, **{OWN: mark}) if isinstance(result, dict) else {OWN: dict(mark, list=result)}

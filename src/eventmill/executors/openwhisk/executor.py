@@ -1,10 +1,11 @@
 """Functions run by an OpenWhisk. Owns what is under way there; attempts, time limits and dead letters stay ours.
 
-A call waits for its end (`blocking`): the answer is the push. Asking is for what outlasts OpenWhisk's wait of a minute
-(its id is then reported as `Accepted`, so that the next server finds it), for an answer that was lost on the way, and
-for logs, where the function has written any. What OpenWhisk can't take now (away, throttled) waits here and uses up no
-attempt. A call whose answer was lost may have been done: it is looked for by the mark in its result until it can't run
-any more, and only then called again. On the event loop alone; a large zip is packed in a thread.
+A call waits for its end (`blocking`): the answer is the push. Asking is for what outlasts OpenWhisk's wait of a minute,
+for an answer that was lost on the way, and for logs, where the function has written any; of what has an id there it is
+reported first as `Accepted`, so that the next server finds it. What OpenWhisk can't take now (away, throttled) waits
+here and uses up no attempt. A call whose answer was lost may have been done: it is looked for by the mark in its result
+until it can't run any more, and only then called again; where there are no marks (functions that are not Python), the
+attempt ends. On the event loop alone; a large zip is packed in a thread.
 """
 
 from __future__ import annotations
@@ -16,15 +17,27 @@ import random
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from eventmill.config import Functions
 from eventmill.entities import Action, Document
-from eventmill.errors import InvalidConfig
-from eventmill.executors.base import Accepted, Attempt, CodeSource, Found, Recorded
-from eventmill.executors.endings import developer_error, internal_error
+from eventmill.errors import InvalidArchive, InvalidConfig
+from eventmill.executors.base import Attempt, CodeSource, Found, Recorded
+from eventmill.executors.endings import NO_CODE, developer_error, internal_error, of_archive, of_unusable
 from eventmill.executors.openwhisk import packing
-from eventmill.executors.openwhisk.client import Away, Client, Lost, Missing, NoRecord, Refused, Throttled, Trouble
+from eventmill.executors.openwhisk.client import (
+    Away,
+    Client,
+    Lost,
+    Missing,
+    NoRecord,
+    Refused,
+    Throttled,
+    Trouble,
+    Unusable,
+)
 from eventmill.executors.openwhisk.endings import Ended, is_of, of_call, of_document
 from eventmill.executors.openwhisk.limits import TheirLimits
 from eventmill.executors.remote import RemoteExecutor, UnderWay, now_ms, trusted
@@ -40,7 +53,7 @@ _GRACE_S = 20.0
 _LOST_MAX = 5
 """An attempt whose answer was lost so often has failed: the reason may lie in it."""
 _DEPLOYED_MAX = 3
-"""So often an action is put that is missing right afterwards."""
+"""So often an action is put that is missing right afterwards, or whose putting failed."""
 _LOGS_FIRST_S, _LOGS_S = 0.005, 3.0
 """Logs are stored a moment after the answer; they are waited for so long."""
 _PAGE, _PAGES_MAX = 50, 20
@@ -52,14 +65,24 @@ _TIDY_S, _KEPT_MS = 3600.0, 7 * 86_400_000
 
 
 class OpenWhisk(RemoteExecutor):
-    """`code` gives an action's code by its digest; `environment` is in every function's environment."""
+    """`code` gives an action's code by its digest; `environment` is in every function's environment. `state_dir`: the
+    executor's own. Of an archive, so many files with so many bytes are taken."""
 
     ignored = "OpenWhisk ends nothing: it may still run, its result is ignored"
 
     def __init__(
-        self, code: CodeSource, client: Client, *, connections_max: int, environment: Mapping[str, str] | None = None
+        self,
+        code: CodeSource,
+        client: Client,
+        *,
+        state_dir: Path,
+        connections_max: int,
+        environment: Mapping[str, str] | None = None,
+        archive_files_max: int = 10_000,
+        archive_bytes_max: int = 512 << 20,
     ) -> None:
-        super().__init__(connections_max)
+        super().__init__(connections_max, state_dir)
+        self._document = partial(packing.document, files_max=archive_files_max, bytes_max=archive_bytes_max)
         self._code = code
         self._client = client
         self._environment = dict(environment or {})
@@ -74,12 +97,12 @@ class OpenWhisk(RemoteExecutor):
         """What is wrong with the other side; "": nothing; None: it has not been asked yet."""
 
     @classmethod
-    def of(cls, settings: Functions, code: CodeSource, *, environment: Mapping[str, str] | None = None) -> OpenWhisk:
+    def of(cls, settings: Functions, code: CodeSource, *, state_dir: Path, **more: Any) -> OpenWhisk:
         """As it is configured. Raises InvalidConfig if the key or the certificates can't be read."""
         assert settings.key is not None
         host, count = settings.api_host.rstrip("/"), settings.connections_max
         client = Client(host, settings.key.read(), verify=trusted(settings.ca_file), connections_max=count)
-        return cls(code, client, connections_max=count, environment=environment)
+        return cls(code, client, state_dir=state_dir, connections_max=count, **more)
 
     # life
 
@@ -88,7 +111,7 @@ class OpenWhisk(RemoteExecutor):
         for beside all else."""
         try:
             await self._learn()
-        except (Missing, Refused) as e:
+        except (Missing, Refused, Unusable) as e:
             raise InvalidConfig(f"functions.api_host: what answers there is no OpenWhisk: {e}") from e
         except Away as e:
             if str(e).startswith(("401", "403")):
@@ -96,6 +119,7 @@ class OpenWhisk(RemoteExecutor):
             self._background.go(self._learn_later())
         except Lost:
             self._background.go(self._learn_later())
+        await super().start()
         self._background.go(self._tidy())
 
     async def _learn(self) -> None:
@@ -142,22 +166,28 @@ class OpenWhisk(RemoteExecutor):
     async def find(self, recorded: Sequence[Recorded]) -> dict[str, Found]:
         """Those with an id there are asked for until their end. Of the others nothing is known: whether their calls
         arrived, or still run, can't be told (a function may run twice then, which is what is promised)."""
-        found = {}
+        found = await super().find(recorded)
         for each in recorded:
             key = (each.activation, each.attempt)
             if each.handle is not None:
                 found[each.activation] = Found(activation=each.activation, handle=each.handle, running=True)
                 if key not in self._under_way:
-                    task = self._background.go(self._follow(key, each.handle))
-                    self._under_way[key] = UnderWay(each.handle, task)
+                    self._under_way[key] = UnderWay(each.handle)
+                    self._under_way[key].task = self._go(key, partial(self._follow, key, each.handle))
         return found
 
     # an attempt's way
 
     async def _carry(self, attempt: Attempt) -> None:
-        sent_ms = now_ms()
-        ended = await self._through(attempt)
-        self._end((attempt.activation, attempt.number), ended, sent_ms, await self._logs(ended, attempt.action))
+        key, sent_ms = (attempt.activation, attempt.number), now_ms()
+        under_way, ended = self._under_way[key], await self._through(attempt)
+        under_way.ended = True
+        logs: tuple[str, ...] = ()
+        if ended.logged and attempt.action.limits.logs_mb > 0:
+            self._accept(key, ended.usage["openwhisk"])
+            self._give_place(attempt, under_way)
+            logs = await self._logs(ended.usage["openwhisk"])
+        self._end(key, ended, sent_ms, logs)
 
     async def _through(self, attempt: Attempt) -> Ended:
         """Call until there is an answer."""
@@ -165,34 +195,51 @@ class OpenWhisk(RemoteExecutor):
         body = packing.body(attempt.params, action, _own(attempt))
         if body is None:
             return Ended(developer_error(f"OpenWhisk hands no arrays to actions of kind {action.kind}", final=True))
-        name = packing.name(action, self._environment, self._limits)
+        if action.code is None:
+            return Ended(developer_error(NO_CODE, final=True))
+        name = packing.name(action, attempt.namespace, self._environment, self._limits)
         pauses, lost, deployed = _Pauses(_AWAY_MAX_S), 0, 0
         while True:
             self._used_ms[name] = sent_ms = now_ms()
             puts = self._puts[name]
+            self._calls(attempt)
             try:
                 return await self._call(attempt, name, body, puts)
+            except Unusable as e:
+                return Ended(of_unusable(e.why))
+            except Refused as e:
+                return Ended(developer_error(f"OpenWhisk refuses the call: {e}", final=True))
+            except Lost as e:
+                lost += 1
+                self._counts["lost"] += 1
+                if (ended := await self._of_lost(attempt, name, sent_ms, puts, e, lost)) is not None:
+                    return ended
+                await pauses.next()
             except Missing as e:
                 deployed += 1
                 if deployed > _DEPLOYED_MAX:
                     return Ended(internal_error(f"OpenWhisk does not keep the action: {e}"))
+                self._calls(attempt, out=False)
                 if (ended := await self._deploy(action, name, puts)) is not None:
                     return ended
-            except Refused as e:
-                return Ended(developer_error(f"OpenWhisk refuses the call: {e}", final=True))
-            except Throttled:
-                continue
             except Away as e:
-                self._note(e)
-                await pauses.next()
-            except Lost as e:
-                lost += 1
-                self._counts["lost"] += 1
-                found = None if isinstance(e, NoRecord) else await self._look_for(attempt, name, sent_ms, puts)
-                if found is not None:
-                    return found
-                if lost >= _LOST_MAX:
-                    return Ended(internal_error(f"OpenWhisk's answer was lost {lost} times: {e}"))
+                self._calls(attempt, out=False)
+                if not isinstance(e, Throttled):  # its pause is the client's
+                    self._note(e)
+                    await pauses.next()
+
+    async def _of_lost(
+        self, attempt: Attempt, name: str, sent_ms: int, puts: int, why: Lost, times: int
+    ) -> Ended | None:
+        """How an attempt has ended whose answer was lost; None if it is to be called again."""
+        if not packing.is_wrapped(attempt.action):
+            return Ended(
+                internal_error(f"OpenWhisk's answer was lost; whether the function has run is not known: {why}")
+            )
+        found = None if isinstance(why, NoRecord) else await self._look_for(attempt, name, sent_ms, puts)
+        if found is None and times >= _LOST_MAX:
+            return Ended(internal_error(f"OpenWhisk's answer was lost {times} times: {why}"))
+        return found
 
     async def _call(self, attempt: Attempt, name: str, body: bytes, puts: int) -> Ended:
         """Call once, and wait for the end. Raises Trouble."""
@@ -201,7 +248,7 @@ class OpenWhisk(RemoteExecutor):
         self._counts["called"] += 1
         if called.document is not None or called.array is not None:
             return of_call(called)
-        self._accepted(attempt, called.activation)
+        self._accept((attempt.activation, attempt.number), called.activation)
         ended = await self._until_ended(called.activation, attempt.action.limits.timeout_ms, name, puts)
         if ended is None:
             raise NoRecord(f"there is no record of activation {called.activation}")
@@ -213,8 +260,11 @@ class OpenWhisk(RemoteExecutor):
             if self._puts[name] != puts:
                 return None
             code = self._code(action.code or "")
-            document = await asyncio.to_thread(packing.document, action, self._environment, self._limits, code)
-            pauses = _Pauses(_AWAY_MAX_S)
+            try:
+                document = await asyncio.to_thread(self._document, action, self._environment, self._limits, code)
+            except InvalidArchive as e:
+                return Ended(of_archive(e))
+            pauses, failed = _Pauses(_AWAY_MAX_S), 0
             while True:
                 try:
                     await self._client.put_action(name, document)
@@ -225,21 +275,18 @@ class OpenWhisk(RemoteExecutor):
                     return Ended(developer_error(f"OpenWhisk refuses the action: {e}", final=True))
                 except Trouble as e:
                     self._note(e)
-                    await pauses.next()
-
-    def _accepted(self, attempt: Attempt, id: str) -> None:
-        """It outlasts OpenWhisk's wait. An attempt keeps its first handle, even if it has to be called again."""
-        under_way = self._under_way[attempt.activation, attempt.number]
-        if under_way.handle is None:
-            under_way.handle = id
-            self._background.report(Accepted(activation=attempt.activation, attempt=attempt.number, handle=id))
+                    failed += not isinstance(e, Away)
+                    if failed >= _DEPLOYED_MAX:
+                        return Ended(internal_error(f"OpenWhisk does not take the action: {e}"))
+                await pauses.next()
 
     async def _follow(self, key: tuple[str, int], id: str) -> None:
         """What an earlier server called: its action, and so its time limit, are not known here."""
         began_ms = now_ms()
         ended = await self._until_ended(id, self._limits.timeout_ms_max)
         ended = ended or Ended(internal_error(f"OpenWhisk has no record of its activation {id}"))
-        self._end(key, ended, began_ms, await self._logs(ended))
+        self._under_way[key].ended = True
+        self._end(key, ended, began_ms, await self._logs(id) if ended.logged else ())
 
     async def _until_ended(
         self, id: str, timeout_ms: int, name: str | None = None, puts: int | None = None
@@ -250,6 +297,8 @@ class OpenWhisk(RemoteExecutor):
             self._counts["asked"] += 1
             try:
                 return of_document(await self._client.activation(id))
+            except Unusable as e:
+                return Ended(of_unusable(e.why))
             except Missing:
                 if name is not None and await self._is_gone(name, puts):
                     return None
@@ -260,8 +309,6 @@ class OpenWhisk(RemoteExecutor):
 
     async def _look_for(self, attempt: Attempt, name: str, sent_ms: int, puts: int) -> Ended | None:
         """An activation whose answer was lost, if it began at all; None if it is to be called again."""
-        if not packing.is_wrapped(attempt.action):
-            return None
         pauses, until = _Pauses(_ASK_MAX_S), time.monotonic() + attempt.action.limits.timeout_ms / 1000 + _GRACE_S
         while time.monotonic() < until:
             self._counts["asked"] += 1
@@ -296,11 +343,8 @@ class OpenWhisk(RemoteExecutor):
             self._note(e)
             return False
 
-    async def _logs(self, ended: Ended, action: Action | None = None) -> tuple[str, ...]:
-        """Its logs, where it has any. They are stored a moment after the answer."""
-        id = ended.usage.get("openwhisk")
-        if id is None or ended.quiet or (action is not None and action.limits.logs_mb == 0):
-            return ()
+    async def _logs(self, id: str) -> tuple[str, ...]:
+        """An activation's logs. They are stored a moment after the answer."""
         pauses, until = _Pauses(_LOGS_S / 4, _LOGS_FIRST_S), time.monotonic() + _LOGS_S
         while time.monotonic() < until:
             try:
@@ -338,7 +382,7 @@ class OpenWhisk(RemoteExecutor):
         while page is None or len(page) == _PAGE:
             page = await self._client.actions(packing.PACKAGE, skip=skip, limit=_PAGE)
             skip += _PAGE
-            names = [f"{packing.PACKAGE}/{action['name']}" for action in page if action["updated"] < old_ms]
+            names = [f"{packing.PACKAGE}/{action.get('name')}" for action in page if _is_older(action, old_ms)]
             found += [name for name in names if name not in self._used_ms]
         return found
 
@@ -367,6 +411,11 @@ def _own(attempt: Attempt) -> dict[str, Any]:
         "TRACEPARENT": attempt.traceparent or "",
     }
     return {"activation": attempt.activation, "attempt": attempt.number, "environment": environment}
+
+
+def _is_older(action: Document, time_ms: int) -> bool:
+    updated = action.get("updated")
+    return isinstance(updated, int) and updated < time_ms
 
 
 def _line(line: str) -> str:

@@ -31,7 +31,7 @@ class TheirLimits:
             "memory_mb_min": "minActionMemory", "memory_mb_max": "maxActionMemory",
             "logs_mb_max": "maxActionLogs", "concurrent": "concurrentInvocations",
         }  # fmt: skip
-        known = {own: said[theirs] for own, theirs in names.items() if isinstance(said.get(theirs), int)}
+        known = {own: value for own, theirs in names.items() if type(value := said.get(theirs)) is int and value >= 1}
         return cls(**known, kinds=None if kinds is None else frozenset(kinds))
 
     def of(self, action: Action) -> Document:
