@@ -17,7 +17,7 @@ import pytest
 from eventmill.entities import Action, Status
 from eventmill.entities.kinds import BLACKBOX, NATIVE
 from eventmill.executors import Finished
-from eventmill.executors.pool import node
+from eventmill.executors.pool import context, node
 from tests.executors.driving import Driver, attempt, driving, value
 from tests.executors.functions import Library, pool
 
@@ -84,6 +84,8 @@ SAME = {
         "slow": "const main = () => new Promise((done) => setTimeout(done, 60000))",
         "loop": "function main() { for (;;); }",
         "exit": "function main() { process.exit(7) }",
+        "ends later": "let calls = 0\nfunction main() { setTimeout(() => process.exit(3), 50); return { n: ++calls } }",
+        "works on": "let n = 0\nfunction main() { setInterval(() => ++n, 5).unref(); return { n } }",
         "big": "const main = ({ n }) => ({ text: 'x'.repeat(n) })",
         "chatty": "function main() { const line = 'y'.repeat(60000); for (;;) console.log(line) }",
         "leaves": "function main() { require('child_process').spawn('sleep', ['600'], { detached: true }); return {} }",
@@ -102,6 +104,10 @@ SAME = {
         "slow": "time.sleep(60)",
         "loop": "while True: pass",
         "exit": "sys.exit(7)",
+        "ends later": "answer(json.dumps({'n': calls}))\ntime.sleep(0.05)\nsys.exit(3)",
+        "works on": "import threading\nif calls == 1:\n    n = 0\n    def count():\n        global n\n"
+        "        while True: n += 1; time.sleep(0.005)\n"
+        "    threading.Thread(target=count, daemon=True).start()\nanswer(json.dumps({'n': n}))",
         "big": "answer(json.dumps({'text': 'x' * call['value']['n']}))",
         "chatty": "while True: os.write(1, b'y' * 60000 + b'\\n')",
         "leaves": "os.posix_spawn('/usr/bin/sleep', ['sleep', '600'], {})\nanswer('{}')",
@@ -177,6 +183,38 @@ def test_time_exits_floods_and_sizes_have_their_ends(tmp_path: Path, kind: str) 
     assert value(exit_) == {"error": NO_RESPONSE if kind == NODE else EXITED}
     assert exit_.logs[-1].endswith("stderr: The function's process ended with exit code 7.")
     assert deep.status is Status.DEVELOPER_ERROR
+
+
+def test_one_that_ends_between_two_calls_is_started_again(tmp_path: Path, kind: str) -> None:
+    async def work(driver: Driver, library: Library) -> None:
+        action = same(library, kind, "ends later")
+        for ended in (False, True, True):
+            (end,) = await driver.run(attempt(action))
+            assert (end.status, value(end)) == (Status.SUCCESS, {"n": 1})
+            noted = "stderr: Between two calls: The function's process ended with exit code 3."
+            assert [line.partition(" ")[2] for line in end.logs] == [noted] * ended
+            await asyncio.sleep(0.3)
+
+    serve(tmp_path, work)
+
+
+def test_it_stands_still_when_it_is_not_called(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(context, "PAUSE_AFTER_MS", 50)
+
+    async def work(driver: Driver, library: Library) -> None:
+        action = same(library, kind, "works on", init_parameters={"MARK": str(tmp_path)})
+        for _ in range(3):
+            (end,) = await driver.run(attempt(action))
+            assert end.status is Status.SUCCESS
+            await asyncio.sleep(0.5)
+        assert 0 < value(end)["n"] < 60, "some 20 of the 200 that there is time for"
+        states = [
+            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in _with_mark(str(tmp_path))
+        ]
+        assert states == ["T"]
+
+    serve(tmp_path, work)
+    assert not _with_mark(str(tmp_path))
 
 
 def test_a_result_may_be_as_large_as_the_limit(tmp_path: Path, kind: str) -> None:

@@ -42,12 +42,14 @@ _ABORTS = (signal.SIGABRT, signal.SIGTRAP, signal.SIGILL)
 class Child:
     """Starts the process that `document["child"]` describes. Raises LoadError.
 
-    `command`; `directory`: where it starts (None: in the room); `launcher`: it is ours, which loads the code and tells
-    the outcome; `acknowledges`; `exited`: the activation's error if it ends during a call.
+    `command`; `launcher`: it is ours, which loads the code and tells the outcome; `acknowledges`; `exited`: the
+    activation's error if it ends during a call; `pause_after_ms`: without a call for so long it is stopped.
     """
 
     def __init__(self, document: dict[str, Any], source: bytes) -> None:
         about = document["child"]
+        self._document = document
+        self._source = source
         self._launcher: bool = about["launcher"]
         self._exited: str = about["exited"]
         self._memory_kib: int = about["memory_mb"] << 10
@@ -58,7 +60,12 @@ class Child:
         self._largest_kib = 0
         self._newest_pid: bytes | None = None
         self._behind = False
-        environment = dict(document["environment"])
+        self._paused = False
+        self._begin()
+
+    def _begin(self) -> None:
+        about = self._document["child"]
+        environment = dict(self._document["environment"])
         if about["acknowledges"]:
             environment["__OW_WAIT_FOR_ACK"] = "1"
         try:
@@ -68,7 +75,7 @@ class Child:
             raise LoadError(NOT_STARTED, final=False) from e
         self._pidfd = os.pidfd_open(self._pid)
         if self._launcher:
-            self._send(_code(document, source))
+            self._send(_code(self._document, self._source))
         if about["acknowledges"]:
             self._await_acknowledgement()
         elif _ready(self._pidfd, EARLY_DEATH_MS):
@@ -92,7 +99,21 @@ class Child:
         sys.stderr.write(describe(status) + "\n")
         return LoadError(NO_MEMORY if self._out_of_memory(status) else text, final=False)
 
+    def rest(self, connection: int) -> None:
+        """Stop it if there is no call for a while. Only where it is sure to end with the worker nevertheless."""
+        if os.getpid() == 1 and not _ready(connection, self._document["child"]["pause_after_ms"]):
+            os.kill(self._pid, signal.SIGSTOP)
+            self._paused = True
+
     def call(self, call: Call) -> Outcome:
+        if self._paused:
+            os.kill(self._pid, signal.SIGCONT)
+            self._paused = False
+        if _ready(self._pidfd, 0):
+            try:
+                self._begin_again()
+            except LoadError as e:
+                return failure(protocol.EXITED, str(e))
         self._drop_unasked()
         answer = self._exchange(_line(call, self._constant))
         if answer is None:
@@ -103,6 +124,13 @@ class Child:
         if self._launcher:
             return _of_launcher(answer)
         return _of_executable(answer)
+
+    def _begin_again(self) -> None:
+        """It has ended since its last answer: that is not this call's doing. Raises LoadError."""
+        sys.stderr.write(f"Between two calls: {describe(self._bury())}\n")
+        for descriptor in (self._pidfd, self._input, self._output):
+            os.close(descriptor)
+        self._begin()
 
     def _drop_unasked(self) -> None:
         """What it has written since its last answer is not the next one. (What it writes later can't be told apart.)"""

@@ -14,6 +14,8 @@ from eventmill.executors.pool.endings import NO_RESPONSE
 from eventmill.executors.pool.node import Node
 from eventmill.executors.pool.outcome import EXITED_TEXT
 
+PAUSE_AFTER_MS = 10_000
+"""A process without a call for so long is stopped until the next one: what it has left pending waits, too."""
 LAUNCHER = Path(__file__).with_name("launch.js")
 
 BASE_ENVIRONMENT = {
@@ -62,6 +64,7 @@ def _child(action: Action, code: Code, node: Node | None) -> dict[str, Any] | No
         "acknowledges": action.kind != BLACKBOX,  # OpenWhisk does not ask an executable for it
         "exited": exited,
         "memory_mb": memory_mb,
+        "pause_after_ms": PAUSE_AFTER_MS,
     }
 
 

@@ -29,6 +29,9 @@ class Python:
         _set_environment(call)
         return call_function(self._function, call.params)
 
+    def rest(self, connection: int) -> None:
+        """Threads that a call has left behind go on."""
+
     def cpu_s(self) -> float:
         return time.process_time()
 

@@ -34,6 +34,9 @@ class Runtime(Protocol):
     """What runs the code: it is loaded when this is made (raises LoadError)."""
 
     def call(self, call: Call) -> Outcome: ...
+    def rest(self, connection: int) -> None:
+        """There is nothing to do until the server says something at this descriptor. May return before."""
+
     def cpu_s(self) -> float:
         """Seconds of CPU used so far."""
 
@@ -82,8 +85,10 @@ class _Worker:
 
     def attempt(self) -> None:
         """Run the next attempt and answer it."""
-        call = protocol.parse_run(self._receive())
         runtime = self._runtime
+        if runtime is not None:
+            runtime.rest(self._connection.fileno())
+        call = protocol.parse_run(self._receive())
         assert runtime is not None, "the code could not be loaded"
         self._restore_streams()
         cpu_s = runtime.cpu_s()
