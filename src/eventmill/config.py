@@ -45,6 +45,8 @@ class Server(_Section):
     """0: any free port; the one chosen is written to `data_dir/address`."""
     allowed_hosts: list[str] = ["127.0.0.1", "localhost", "[::1]"]
     """Values of the HTTP `Host` header that are answered (a web page must not reach the server by DNS tricks)."""
+    connections_max: PositiveInt = 1000
+    """HTTP connections at once; each needs an open file. Further ones are refused (503)."""
     web_credentials: bool = False
     """Web actions see their callers' `Authorization` and `X-Require-Whisk-Auth` in `__ow_headers`, as OpenWhisk's do;
     whoever may read the activation then sees them too."""

@@ -27,7 +27,7 @@ from prometheus_client import CollectorRegistry
 from eventmill import logs
 from eventmill.api import Services, create_app
 from eventmill.api.catalog import install
-from eventmill.api.protocol import Bounded
+from eventmill.api.protocol import bounded
 from eventmill.backbone import Backbone
 from eventmill.backbone.embedded import EmbeddedBackbone
 from eventmill.backbone.room import Room
@@ -343,7 +343,7 @@ class _Http(uvicorn.Server):
 def _http_config(services: Services) -> uvicorn.Config:
     return uvicorn.Config(
         create_app(services),
-        http=Bounded,
+        http=bounded(services.settings.server.connections_max),
         log_config=None,
         access_log=False,
         lifespan="off",

@@ -7,14 +7,16 @@ import base64
 import contextlib
 import json
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
-from eventmill.api.protocol import HEAD_BYTES_MAX
-from tests.api.conftest import Caller, Running
+from eventmill.api.protocol import HEAD_BYTES_MAX, Bounded, bounded
+from tests.api.conftest import Caller, Running, running
 
 ACTIONS = "/api/v1/namespaces/_/actions"
 READ_BYTES = 256 << 10
@@ -189,3 +191,84 @@ def test_an_upgrade_is_not_taken_up(server: Running, caller: Caller) -> None:
             head(caller, f"GET {ACTIONS}", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: a")
         )
         assert connection.answer()[0] == 200
+
+
+@pytest.fixture
+def impatient(server: Running, monkeypatch: pytest.MonkeyPatch) -> Running:
+    monkeypatch.setattr(Bounded, "patience_s", 0.4)
+    return server
+
+
+@pytest.mark.parametrize("begun", [b"", b"\r\n", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\n"])
+def test_who_says_nothing_is_not_kept(impatient: Running, begun: bytes) -> None:
+    with connected(impatient) as connection:
+        connection.send(begun)
+        assert not begun.strip() or connection.is_refused(408)
+        assert connection.is_closed()
+
+
+def test_a_drip_is_not_kept(impatient: Running, caller: Caller) -> None:
+    """Neither of a head nor, before anything else, behind a request that was answered."""
+    for before in (b"GET / HTTP/1.1\r\n", head(caller, f"GET {ACTIONS}")):
+        with connected(impatient) as connection:
+            connection.send(before)
+            if before.endswith(b"\r\n\r\n"):
+                assert connection.answer()[0] == 200
+            began = time.monotonic()
+            with contextlib.suppress(ConnectionError):
+                while time.monotonic() - began < 5:
+                    connection.send(b"\r\n" if before.endswith(b"\r\n\r\n") else b"x-a: b\r\n")
+                    time.sleep(0.05)
+            assert time.monotonic() - began < 4
+
+
+def test_a_body_may_take_its_time_as_long_as_it_comes(impatient: Running, caller: Caller) -> None:
+    with half_sent(caller, f"POST {ACTIONS}/nosuch", b'{"a": "0123456789"}') as connection:
+        for byte in b'456789"}':
+            time.sleep(0.1)
+            connection.send(bytes([byte]))
+        connection.send(b" ")
+        assert connection.answer()[0] == 404
+    with half_sent(caller, f"POST {ACTIONS}/nosuch", b'{"a": "0123456789"}') as connection:
+        assert connection.is_refused(408)
+        assert connection.is_closed()
+
+
+@pytest.mark.slow
+def test_an_answer_may_take_its_time(impatient: Running, caller: Caller) -> None:
+    caller.function("never", "def main(args):\n    return args")  # there is nothing that runs it here
+    with connected(impatient) as connection:
+        lines = "Content-Type: application/json", "Content-Length: 2"
+        connection.send(head(caller, f"POST {ACTIONS}/never?blocking=true&timeout=1200", *lines) + b"{}")
+        connection.send(b"\r\n")
+        assert connection.answer()[0] == 202
+
+
+@pytest.mark.slow
+def test_connections_have_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Bounded, "connections_max", 2)
+    monkeypatch.setattr(Bounded, "_told", -1000.0)
+    with running(tmp_path) as server, server.caller() as caller:
+        assert caller.get(ACTIONS).status_code == 200
+        with connected(server):
+            for _ in range(2):
+                with connected(server) as refused:
+                    assert refused.is_refused(503)
+                    assert refused.is_closed()
+            assert caller.get(ACTIONS).status_code == 200  # the others go on
+    assert [r.message for r in caplog.records if r.name == "eventmill.api.protocol"] == [
+        "connections are refused: there are 2, the most allowed (server.connections_max)"
+    ]
+
+
+def test_a_server_may_have_a_bound_of_its_own() -> None:
+    assert (bounded(7).connections_max, Bounded.connections_max) == (7, 1000)
+
+
+def test_what_is_not_http_does_not_fill_the_log(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    with connected(server) as connection:
+        connection.send(b"nonsense\r\n\r\n")
+        assert connection.answer()[0] == 400
+    assert not caplog.records

@@ -1,37 +1,107 @@
-"""HTTP on a connection, as uvicorn speaks it, with what it leaves open: a bound on what is kept of a request before
-anybody has looked at it, and error documents where the parser gives up.
+"""HTTP on a connection, as uvicorn speaks it, with what it leaves open: bounds on what is kept of a request before
+anybody has looked at it, on how long it may take to come, on how many connections there are; and error documents where
+the parser gives up.
 
 It must do next to nothing per chunk: every byte that comes in passes here.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
+import time
+from typing import Any, ClassVar
 
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+_log = logging.getLogger(__name__)
+_malformed = logging.getLogger(f"{__name__}.malformed")
+_malformed.setLevel(logging.ERROR)
+"""Anybody can send what is no HTTP, as often as they like: uvicorn's warning of each is not for the log."""
+
 HEAD_BYTES_MAX = 64 << 10
 """Request line and headers together; trailers likewise."""
+_TOLD_EVERY_S = 60.0
 
 
 class Bounded(HttpToolsProtocol):
-    """A connection is closed when more than this has come in without a head, a piece of a body or an end coming of it.
-    (What a head that is complete may have, the front checks: one read may bring more.)"""
+    """A connection is closed when more than `HEAD_BYTES_MAX` have come in without a head, a piece of a body or an end
+    coming of it (what a head that is complete may have, the front checks: one read may bring more); or when nothing has
+    come of it for `patience_s`, though something is to come. (One that has been answered, uvicorn closes sooner.)"""
+
+    connections_max: ClassVar[int] = 1000
+    """Further ones are refused at once; those that there are go on."""
+    patience_s: ClassVar[float] = 30.0
+    _told: ClassVar[float] = -_TOLD_EVERY_S
 
     _advanced = False
     _pending = 0
     _in_head = False
+    _in_message = False
+    _timer: asyncio.TimerHandle | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.logger = _malformed
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.connections_max:
+            self._tell()
+            self._send_refusal(503, "Service Unavailable", "too many connections", "retry-after: 1\r\n")
+        else:
+            self._expect()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._expect_nothing()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
         self._advanced = False
         super().data_received(data)
         self._pending = 0 if self._advanced else self._pending + len(data)
         if self._pending > HEAD_BYTES_MAX and not self.transport.is_closing():
             self._send_refusal(431, "Request Header Fields Too Large", f"more than {HEAD_BYTES_MAX} bytes of headers")
+        elif self._advanced and not self._in_message:
+            self._expect_nothing()
+        elif self._advanced or self._timer is None:
+            self._expect()
+
+    def _expect(self) -> None:
+        """Something has to come of this connection before long."""
+        self._expect_nothing()
+        self._timer = self.loop.call_later(self.patience_s, self._close_idle)
+
+    def _expect_nothing(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _close_idle(self) -> None:
+        self._timer = None
+        if self.transport.is_closing():
+            return
+        is_answering = not self._in_message and self.cycle is not None and not self.cycle.response_complete
+        if self.flow.read_paused or is_answering:  # it is we who are late
+            self._expect()
+        elif self._in_message:
+            self._send_refusal(408, "Request Timeout", f"nothing has come for {self.patience_s:g} s")
+        else:
+            self.transport.close()
+
+    def _tell(self) -> None:
+        if time.monotonic() - Bounded._told >= _TOLD_EVERY_S:
+            Bounded._told = time.monotonic()
+            _log.warning(
+                "connections are refused: there are %d, the most allowed (server.connections_max)", self.connections_max
+            )
 
     def on_message_begin(self) -> None:
-        self._advanced = self._in_head = True
+        self._advanced = self._in_head = self._in_message = True
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -47,13 +117,13 @@ class Bounded(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._advanced = True
+        self._advanced, self._in_message = True, False
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         self._send_refusal(400, "Bad Request", "This is not HTTP as it should be.")
 
-    def _send_refusal(self, status: int, phrase: str, why: str) -> None:
+    def _send_refusal(self, status: int, phrase: str, why: str, headers: str = "") -> None:
         """Answer, unless another answer is being sent or has to come first, and close."""
         if self.cycle is None or self.cycle.response_complete or not (self.cycle.response_started or self.pipeline):
             if self.cycle is not None:
@@ -61,7 +131,17 @@ class Bounded(HttpToolsProtocol):
             body = orjson.dumps({"error": why, "code": os.urandom(16).hex()})
             head = (
                 f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-                "connection: close\r\n\r\n"
+                f"connection: close\r\n{headers}\r\n"
             )
             self.transport.write(head.encode() + body)
         self.transport.close()
+
+
+def bounded(connections_max: int) -> type[Bounded]:
+    """The protocol for a server with at most so many connections."""
+
+    class Limited(Bounded):
+        pass
+
+    Limited.connections_max = connections_max
+    return Limited
