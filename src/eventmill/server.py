@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,7 +46,7 @@ from eventmill.executors.pool import Pool
 from eventmill.sdk.event import PATHS_ENV, Event
 from eventmill.signing import Signer, function_key, new_key
 from eventmill.sources import CondorSource, FileSource, Schedule, ScheduleSource, SourceError, parse_schedule
-from eventmill.store import SqliteStore, Store, Tx
+from eventmill.store import SqliteStore, Store, Stored, Tx
 
 _log = logging.getLogger(__name__)
 
@@ -93,6 +93,7 @@ async def _serve(
     stop: asyncio.Event,
     ready: Callable[[Running], Awaitable[None]] | None,
 ) -> None:
+    kinds = await asyncio.to_thread(kinds_of, settings.functions)  # asks Node.js, and remembers the answer for all
     key = await _first_key(store, data_dir)
     signer = _signer(data_dir)
     paths = PathTable(settings.paths)
@@ -100,48 +101,58 @@ async def _serve(
     url = f"http://{_shown(settings.server.host)}:{sock.getsockname()[1]}"
     executors = _executors(settings, store, data_dir, paths, signer, _from_here(url))
     engine = Engine(store, backbone, executors, settings)
-    schedules = ScheduleSource(_emitter(backbone), _State(store))
+    ticks = ScheduleSource(_emitter(backbone), _State(store))
     http = _Http(_http_config(Services(
         store=store, engine=engine, backbone=backbone, settings=settings, metrics=CollectorRegistry(),
         signer=signer, check_schedule=partial(parse_schedule, "schedule"),
     )))  # fmt: skip
 
-    await install(store, kinds_of(settings.functions))
-    await backbone.start()
-    for executor in executors.values():
-        await executor.start()
-    await engine.start()
-    try:
-        async with asyncio.TaskGroup() as beside:
-            served = beside.create_task(http.serve([sock]))
-            ending = [
-                beside.create_task(work)
-                for work in (
-                    _until_failed(engine),
-                    _follow_schedules(store, engine, schedules),
-                    schedules.run(),
-                    audit(store, backbone, executors, settings.retention, engine.counts, engine.files),
-                )
-            ]
-            _write(data_dir / "address", url + "\n", 0o644)
-            _log.info("serving on %s, data in %s", url, data_dir)
-            if ready is not None:
-                await ready(Running(url, key, engine))
-            ending += [beside.create_task(source) for source in _files(settings, backbone, store, paths)]
-            ending += [beside.create_task(source) for source in _job_events(settings, backbone, store, executors)]
-            await stop.wait()
-            _log.info("ending: functions under way get %g s", settings.server.drain_timeout_s)
-            for task in ending:
-                task.cancel()
-            http.ending.set()
-            await served
-    finally:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(engine.drain(), settings.server.drain_timeout_s)
+    await install(store, kinds)
+    drain_timeout_s = settings.server.drain_timeout_s
+    async with _started(backbone, executors, engine, drain_timeout_s), asyncio.TaskGroup() as beside:
+        served = beside.create_task(http.serve([sock]))
+        ending = [
+            beside.create_task(work)
+            for work in (
+                _until_failed(engine),
+                _follow_schedules(store, engine, ticks),
+                ticks.run(),
+                audit(store, backbone, executors, settings.retention, engine.counts, engine.files),
+            )
+        ]
+        _write(data_dir / "address", url + "\n", 0o644)
+        _log.info("serving on %s, data in %s", url, data_dir)
+        if ready is not None:
+            await ready(Running(url, key, engine))
+        ending += [beside.create_task(source) for source in _files(settings, backbone, store, paths)]
+        ending += [beside.create_task(source) for source in _job_events(settings, backbone, store, executors)]
+        await stop.wait()
+        _log.info("ending: functions under way get %g s", settings.server.drain_timeout_s)
+        for task in ending:
+            task.cancel()
+        http.ending.set()
+        await served
+
+
+@contextlib.asynccontextmanager
+async def _started(
+    backbone: Backbone, executors: Mapping[str, Executor], engine: Engine, drain_timeout_s: float
+) -> AsyncIterator[None]:
+    """All of them started, from below; at the end stopped, with a time for functions under way to finish. If one can't
+    start, those that have are stopped."""
+    async with contextlib.AsyncExitStack() as below, contextlib.AsyncExitStack() as running:
+        await backbone.start()
+        below.push_async_callback(backbone.stop)
         for executor in executors.values():
-            await executor.stop()
-        await engine.stop()
-        await backbone.stop()
+            await executor.start()
+            running.push_async_callback(executor.stop)
+        await engine.start()
+        below.push_async_callback(engine.stop)  # after the executors, whose last reports it takes
+        try:
+            yield
+        finally:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(engine.drain(), drain_timeout_s)
 
 
 def _backbone(settings: Settings, store: SqliteStore, data_dir: Path, paths: PathTable) -> Backbone:
@@ -285,7 +296,7 @@ async def _again(run: Callable[[], Awaitable[None]], name: str) -> None:
         await asyncio.sleep(_NOT_READ_S)
 
 
-async def _follow_schedules(store: SqliteStore, engine: Engine, schedules: ScheduleSource) -> None:
+async def _follow_schedules(store: SqliteStore, engine: Engine, ticks: ScheduleSource) -> None:
     """Schedules are triggers with an annotation `schedule`: they come and go with deploys."""
     changed = asyncio.Event()
 
@@ -294,16 +305,41 @@ async def _follow_schedules(store: SqliteStore, engine: Engine, schedules: Sched
         engine.rules_changed()
 
     store.on_change = on_change
+    known = _Schedules()
     while True:
-        schedules.set(await store.transact(_schedules))
+        if await store.read(known.catch_up):
+            ticks.set(known.found.values())
         await changed.wait()
         changed.clear()
 
 
-def _schedules(tx: Tx) -> list[Schedule]:
-    """The schedules of all triggers; one that can't be used (it was refused when put) is left out."""
-    found = []
-    for trigger in tx.entities.triggers():
+class _Schedules:
+    """The schedules of all triggers, by the triggers' qualified names; one that can't be used (it was refused when put)
+    is left out."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Schedule] = {}
+        self._generation = -1
+
+    def catch_up(self, tx: Tx) -> bool:
+        """Look at the triggers that have changed since the last time; False if no schedule has."""
+        before, generation = dict(self.found), tx.entities.generation()
+        changes = tx.entities.changes(self._generation) if self._generation >= 0 else None
+        if changes is None:
+            self.found.clear()
+            for trigger in tx.entities.triggers():
+                self._take(trigger)
+        else:
+            for change in changes:
+                if change.collection == "triggers":
+                    self.found.pop(f"{change.namespace}/{change.name}", None)
+                    self._take(tx.entities.get(change.namespace, change.name))
+        first, self._generation = self._generation < 0, generation
+        return first or self.found != before
+
+    def _take(self, trigger: Stored | None) -> None:
+        if trigger is None or trigger.collection != "triggers":
+            return
         name = f"{trigger.namespace}/{trigger.name}"
         for annotation in trigger.document.get("annotations", []):
             if annotation["key"] == "schedule":

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 
 from eventmill.entities import Activation, State, ids
+from eventmill.sdk.patterns import TICK_TYPE
 
 SUCCEEDED = "org.eventmill.activation.succeeded"
 FAILED = "org.eventmill.activation.failed"
+
+_OWN = "/eventmill/"
+"""What the sources of the server's own events begin with; a namespace's completions have its name after it."""
 
 DEPTH = "eventmilldepth"
 """Extension attribute: how many completions lie between the first event and this one."""
@@ -44,7 +49,7 @@ def completion_event(row: Activation, now_ms: int) -> bytes:
     event: dict[str, Any] = {
         "specversion": "1.0",
         "id": ids.completion_event_id(row.id, row.finishes),
-        "source": f"/eventmill/{row.namespace}",
+        "source": _OWN + row.namespace,
         "type": SUCCEEDED if ok else FAILED,
         "subject": row.action,
         "time": iso(now_ms),
@@ -58,6 +63,16 @@ def completion_event(row: Activation, now_ms: int) -> bytes:
     if row.traceparent is not None:
         event["traceparent"] = row.traceparent
     return orjson.dumps(event)
+
+
+def owner_of(event: Mapping[str, Any]) -> str | None:
+    """The namespace whose rules alone the event is for, since it tells what the namespace's activations have returned;
+    None: it is for everybody's, as all are that come from outside, and ticks. No key may post events of such sources.
+    """
+    source = event.get("source")
+    if source.__class__ is not str or not source.startswith(_OWN) or event.get("type") == TICK_TYPE:
+        return None
+    return str(source[len(_OWN) :])
 
 
 def iso(time_ms: int) -> str:

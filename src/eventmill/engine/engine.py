@@ -21,6 +21,7 @@ import orjson
 from eventmill.backbone import Assigned, Backbone, Partition
 from eventmill.config import Settings
 from eventmill.engine import maps, requests, steps
+from eventmill.engine.completion import owner_of
 from eventmill.engine.flight import Flight
 from eventmill.engine.inbox import Inbox, Refused, Work
 from eventmill.engine.joining import Joiner
@@ -305,10 +306,14 @@ class Engine:
     def explain(self, event: Mapping[str, Any], namespace: str | None = None) -> list[tuple[str, bool, str]]:
         """(rule, matched, why) of every active rule, of one namespace or all."""
         found = []
+        owner = owner_of(event)
         for rule in self.book.rules():
             if namespace in (None, rule.namespace) and rule.pattern is not None:
                 explanation = explain(parse(rule.pattern), event)
-                found.append((f"{rule.namespace}/{rule.name}", explanation.matched, str(explanation)))
+                matched, why = explanation.matched, str(explanation)
+                if matched and owner not in (None, rule.namespace):
+                    matched, why = False, f"source: the event is for the rules of namespace {owner} alone"
+                found.append((f"{rule.namespace}/{rule.name}", matched, why))
         return found
 
     async def lint(self, namespace: str) -> list[Finding]:

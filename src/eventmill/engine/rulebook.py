@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping, Set
 from typing import Any
 
+from eventmill.engine.completion import owner_of
 from eventmill.entities import Action, Rule
 from eventmill.errors import InvalidPattern
 from eventmill.rules import Index, parse
@@ -48,8 +49,11 @@ class RuleBook:
         return list(self._rules.values())
 
     def match(self, fields: Mapping[str, Any]) -> list[Rule]:
-        """The active rules whose pattern matches these fields of an event."""
-        return [self._rules[uid] for uid in self._index.match(fields)]
+        """The active rules whose pattern matches these fields of an event, and whom it is for."""
+        rules = [self._rules[uid] for uid in self._index.match(fields)]
+        if not rules or (owner := owner_of(fields)) is None:
+            return rules
+        return [rule for rule in rules if rule.namespace == owner]
 
     def types(self) -> Set[str] | None:
         """All types of events that an active rule can match; None: any."""
