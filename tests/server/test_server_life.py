@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import socket
+import sqlite3
 import stat
 import subprocess
+from contextlib import closing
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from eventmill.errors import InvalidConfig
+from eventmill.server import _started
 from tests.server.mill import CONFIG, EVENTMILL, mill
 
 pytestmark = pytest.mark.slow
@@ -101,3 +108,72 @@ def test_ready_and_metrics(tmp_path: Path) -> None:
         text = m.client.get("/metrics").text
         assert "eventmill" in text
         assert m.client.get("/metrics", auth=("x", "y")).status_code == 401
+
+
+def test_what_has_started_is_stopped_when_another_part_can_not_start() -> None:
+    happened: list[str] = []
+
+    class Part:
+        """Of an executor, a log or an engine what is used here."""
+
+        def __init__(self, name: str, *, fails: bool = False) -> None:
+            self.name, self.fails = name, fails
+
+        async def start(self) -> None:
+            happened.append(f"+{self.name}")
+            if self.fails:
+                raise InvalidConfig("can't")
+
+        async def drain(self) -> None:
+            happened.append("drained")
+
+        async def stop(self) -> None:
+            happened.append(f"-{self.name}")
+
+    async def starting(*failing: str) -> list[str]:
+        happened.clear()
+        log, a, b, engine = (Part(name, fails=name in failing) for name in ("log", "a", "b", "engine"))
+        with contextlib.suppress(InvalidConfig):
+            async with _started(cast("Any", log), cast("Any", {"a": a, "b": b}), cast("Any", engine), 1.0):
+                happened.append("served")
+        return happened
+
+    async def main() -> None:
+        assert await starting("b") == ["+log", "+a", "+b", "-a", "-log"]
+        assert await starting("engine") == ["+log", "+a", "+b", "+engine", "-b", "-a", "-log"]
+        whole = ["+log", "+a", "+b", "+engine", "served", "drained", "-b", "-a", "-engine", "-log"]
+        assert await starting() == whole
+
+    asyncio.run(main())
+
+
+def test_a_stored_schedule_that_can_not_be_used_stops_nothing(tmp_path: Path) -> None:
+    """As an earlier version let them in."""
+    never = {"cron": "0 0 29 2 *", "start": "9998-12-31T00:00:00Z"}
+    schedules = {"never": never, "odd": 5, "good": {"every_s": 1}}
+    with mill(tmp_path) as m:
+        m.start()
+        answer = m.client.put("/api/v1/namespaces/_/triggers/never", json=_trigger(never))
+        assert (answer.status_code, "never due" in answer.text) == (400, True)
+        for name in schedules:
+            m.client.put(f"/api/v1/namespaces/_/triggers/{name}", json=_trigger({"every_s": 3600})).raise_for_status()
+        m.stop()
+        with closing(sqlite3.connect(m.data / "store.db")) as database, database:
+            for name, schedule in schedules.items():
+                [(document,)] = database.execute("SELECT document FROM entities WHERE name=?", (name,))
+                changed = {**json.loads(document), **_trigger(schedule)}
+                database.execute("UPDATE entities SET document=? WHERE name=?", (json.dumps(changed).encode(), name))
+        m.start()
+        tick = "SELECT count(*) FROM log WHERE CAST(value AS TEXT) LIKE '%schedule.tick%default/good%'"
+        m.until(lambda: m.query(tick) != [(0,)], 30, "a tick")
+        # put as it is known, in place of the ones that can't be used
+        m.client.put(
+            "/api/v1/namespaces/_/triggers/odd?overwrite=true", json=_trigger({"every_s": 1})
+        ).raise_for_status()
+        m.until(lambda: m.query(tick.replace("good", "odd")) != [(0,)], 30, "a tick of the other")
+        assert "default/never" in m.log.read_text()
+        assert m.stop() == 0
+
+
+def _trigger(schedule: object) -> dict[str, object]:
+    return {"annotations": [{"key": "schedule", "value": schedule}]}
