@@ -344,10 +344,9 @@ class _Schedules:
         for annotation in trigger.document.get("annotations", []):
             if annotation["key"] == "schedule":
                 try:
-                    found.append(parse_schedule(name, annotation["value"]))
-                except InvalidInput as e:
-                    _log.error("trigger %s: %s", name, e)
-    return found
+                    self.found[name] = parse_schedule(name, annotation["value"])
+                except Exception as e:  # whatever an earlier version has let in, it does not stop the server
+                    _log.error("trigger %s: %s", name, e, exc_info=not isinstance(e, InvalidInput))
 
 
 async def _until_failed(engine: Engine) -> None:

@@ -55,8 +55,7 @@ def test_completions_are_for_the_rules_of_their_namespace(callers: dict[str, Cal
     # an event of everybody's, which comes after the completion
     event = {"specversion": "1.0", "id": "1", "source": "//test", "type": "org.test.after"}
     assert a.post("/events", json=event, headers={"content-type": "application/cloudevents+json"}).status_code == 202
-    for caller in callers.values():
-        wait_for(lambda caller=caller: [one for one in seen(caller) if one["cause"]["id"] == "1"])
+    wait_for(lambda: all(any(one["cause"]["id"] == "1" for one in seen(caller)) for caller in callers.values()))
     assert {name: len(seen(caller)) for name, caller in callers.items()} == {"first": 2, "default": 1, "other": 1}
 
 

@@ -341,7 +341,7 @@ class ScheduleSource:
 
     def _ticks(self, now_ms: int) -> list[Event]:
         """The ticks that are due, in the order of their times: as many as are handed on at once."""
-        ticks = []
+        ticks: list[tuple[int, str, int]] = []
         while self._dues and self._dues[0][0] <= now_ms and len(ticks) < _TOGETHER_MAX:
             name = heapq.heappop(self._dues)[1]
             running = self._running[name]
