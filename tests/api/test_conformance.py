@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.api.differences import DIFFERENT, HEAD, PAGE, STATED, rows
+from tests.api.differences import DIFFERENT, HEAD, PAGE, STATED, rows, seen
 from tests.api.sessions import PATIENCE_S, Replay, needs_other, sessions
 from tests.api.targets import Callers, Foreign, ours
 
@@ -81,5 +81,5 @@ def test_updates_at_once(callers: Callers, session: str) -> None:
 
 def test_the_page_lists_the_differences() -> None:
     assert HEAD + rows() + "\n##" in PAGE.read_text()
-    assert set(DIFFERENT.values()) == set(STATED)
+    assert seen() == set(STATED)
     assert all(0 < step <= len(sessions()[session]) for session, step in DIFFERENT)
