@@ -120,7 +120,7 @@ async def _serve(
                 audit(store, backbone, executors, settings.retention, engine.counts, engine.files),
             )
         ]
-        _write(data_dir / "address", url + "\n", 0o644)
+        replace_file(data_dir / "address", url + "\n", 0o644)
         _log.info("serving on %s, data in %s", url, data_dir)
         if ready is not None:
             await ready(Running(url, key, engine))
@@ -444,29 +444,52 @@ async def _first_key(store: Store, data_dir: Path) -> str:
     """The root key, in a file that only its owner reads: made on the first start, and anew if the one in the file was
     withdrawn from elsewhere."""
     file = data_dir / "key"
-    key = file.read_text().strip() if file.exists() else ""
+    key = _read(file)
     if await store.read(lambda tx: tx.keys.identify(*key.partition(":")[::2])) is None:
+        if await store.read(lambda tx: tx.keys.exists(DEFAULT_NAMESPACE)):
+            _log.warning(
+                "no key that opens this server was in %s: there is a new one now, but those made before are as"
+                " good as ever ('eventmill namespaces rotate %s' withdraws them)", file, DEFAULT_NAMESPACE
+            )  # fmt: skip
         now_ms = time.time_ns() // 1_000_000
         key = await store.transact(lambda tx: tx.keys.create(DEFAULT_NAMESPACE, [""], now_ms), durable=True)
-        _write(file, key + "\n", 0o600)
+        replace_file(file, key + "\n", 0o600)
     return key
 
 
 def _signer(data_dir: Path) -> Signer:
     """What signs the tokens of activations: its key outlives the server, as their jobs do."""
     file = data_dir / "signing-key"
-    if not file.exists():
-        _write(file, new_key().hex(), 0o600)
-    return Signer(bytes.fromhex(file.read_text()))
+    text = _read(file)
+    try:
+        return Signer(bytes.fromhex(text))
+    except ValueError:
+        if file.exists():
+            _log.warning("%s is damaged: there is a new one now, and what jobs were given before is not believed", file)
+    key = new_key()
+    replace_file(file, key.hex(), 0o600)
+    return Signer(key)
 
 
-def _write(file: Path, text: str, mode: int) -> None:
-    """Replace a small file at once."""
+def _read(file: Path) -> str:
+    """The text of a file, whatever is in it; nothing if there is none."""
+    return file.read_text(errors="replace").strip() if file.exists() else ""
+
+
+def replace_file(file: Path, text: str, mode: int) -> None:
+    """Replace a small file at once: whatever happens, the old one or the new one is there, whole."""
     new = file.with_suffix(".new")
     new.unlink(missing_ok=True)
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as f:
         f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
     new.replace(file)
+    directory = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def _on_signals() -> asyncio.Event:

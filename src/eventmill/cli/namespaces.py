@@ -125,7 +125,9 @@ def rotate(
         answer = client.post(f"{PATH}/{_segment(name)}/rotate", {"sources": source} if source else {})
         file = (data_dir or options.DATA_DIR) / "key"
         if name == own and _is_in(file, server):
-            _replace(file, answer["key"])
+            from eventmill.server import replace_file
+
+            replace_file(file, answer["key"] + "\n", 0o600)
         place.take(answer, json)
 
 
@@ -206,13 +208,3 @@ def _is_in(file: Path, server: Target) -> bool:
         return file.read_text().strip() == server.key
     except OSError:
         return False
-
-
-def _replace(file: Path, key: str) -> None:
-    import os
-
-    new = file.with_suffix(".new")
-    new.unlink(missing_ok=True)
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
-        f.write(key + "\n")
-    new.replace(file)
