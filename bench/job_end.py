@@ -12,7 +12,7 @@ import io
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import orjson
@@ -21,6 +21,8 @@ from tests.htcondor.pool import CondorPool
 from bench.mill import NAMESPACE, mill
 from bench.result import Result, percentile, result, scratch
 from eventmill.config import load
+from eventmill.entities import Activation
+from eventmill.store import DeadLetter
 
 JOBS = 200
 WARM_UP = 10
@@ -64,8 +66,10 @@ def run() -> Iterator[Result]:
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as reader:
             assert reader.stdout is not None
             reader.stdout.readline()
-            ends = asyncio.run(_chains(directory, pool))
-            reader.terminate()
+            try:
+                ends = asyncio.run(_chains(directory, pool))
+            finally:
+                reader.terminate()
             seen = dict(orjson.loads(line) for line in reader.stdout)
     ours = [(began - ended) / 1e6 for _, ended, began in ends]
     floors = [(seen[job] - ended) / 1e6 for job, ended, _ in ends]
@@ -82,12 +86,21 @@ async def _chains(directory: Path, pool: CondorPool) -> list[tuple[str, int, int
         await m.put_function("after", FUNCTION)
         await m.put_sequence("chain", "work", "after")
         await m.engine.start()
+        finished = m.engine.follow()
         for _ in range(WARM_UP + JOBS):
-            row_of = await m.engine.invoke(f"{NAMESPACE}/chain", {}, wait_s=60)
-            found = orjson.loads(row_of.result or b"{}")
+            chain = await m.engine.invoke(f"{NAMESPACE}/chain", {})
+            found = orjson.loads(await _result(finished, chain.id))
             assert "began" in found, found
             ends.append((found["job"], found["ended"], found["began"]))
     return ends[WARM_UP:]
+
+
+async def _result(finished: AsyncIterator[tuple[list[Activation], list[DeadLetter]]], id: str) -> bytes:
+    async for rows, _ in finished:
+        for row in rows:
+            if row.id == id:
+                return row.result or b"{}"
+    raise AssertionError("the engine has stopped")
 
 
 def _code() -> str:
