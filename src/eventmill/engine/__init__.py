@@ -1,5 +1,6 @@
 """Reading, matching, recording, handing over, retrying, continuing chains."""
 
-from eventmill.engine.engine import FUNCTIONS, RESULTS, Engine, pool_queue
+from eventmill.engine.engine import RESULTS, Engine
+from eventmill.engine.queues import FUNCTIONS, pool_queue
 
 __all__ = ["FUNCTIONS", "RESULTS", "Engine", "pool_queue"]

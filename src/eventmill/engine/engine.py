@@ -12,7 +12,7 @@ import logging
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Collection, Container, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,38 +20,29 @@ import orjson
 
 from eventmill.backbone import Assigned, Backbone, Partition
 from eventmill.config import Settings
-from eventmill.engine import maps, requests, steps
-from eventmill.engine.completion import owner_of
+from eventmill.engine import recovery, reports, requests
 from eventmill.engine.flight import Flight
 from eventmill.engine.inbox import Inbox, Refused, Work
 from eventmill.engine.joining import Joiner
-from eventmill.engine.lint import Entity, Finding, lint
+from eventmill.engine.lint import Finding, lint
+from eventmill.engine.queues import Queues
 from eventmill.engine.results import ResultFiles
-from eventmill.engine.rulebook import RuleBook
+from eventmill.engine.rulebook import RuleBook, documents
 from eventmill.engine.turn import Turn
-from eventmill.entities import Action, Activation, Category, Status
-from eventmill.errors import EventmillError, InvalidConfig, InvalidEntity, LostPartition, Unavailable
-from eventmill.executors import Attempt, Executor, Found, Recorded, Report
+from eventmill.entities import Action, Activation, Status
+from eventmill.errors import EventmillError, LostPartition, Unavailable
+from eventmill.executors import Attempt, Executor, Report
 from eventmill.points import reached
-from eventmill.rules import Index, explain, parse
-from eventmill.store import COLLECTIONS, DeadLetter, Store, Tx
+from eventmill.store import DeadLetter, Store, Tx
 
 _log = logging.getLogger(__name__)
 
-FUNCTIONS = "functions"
-OWN_KINDS = ("http",)
-"""Kinds of functions with an executor of their own, which has the kind's name."""
 RESULTS = "results"
 """The directory with a folder for each namespace, below the data directory, that its functions and jobs share."""
 _ASKED_AT_ONCE = 100
 """Of what is left for further turns, so much is asked of one: each has some of its budget, or is soon put off."""
 _NO_ROOM_S = 5.0
 """A full disk is looked at again after this: nothing tells when there is room."""
-
-
-def pool_queue(name: str) -> str:
-    """The queue (and the name as an executor) of a batch system; a colon can't stand in an action's name."""
-    return f"pool:{name}"
 
 
 class Engine:
@@ -74,6 +65,7 @@ class Engine:
         self._backbone = backbone
         self._executors = dict(executors)
         self._settings = settings
+        self._queues = Queues(self._executors, settings)
         self._inbox = Inbox()
         self._flight = Flight(self._window)
         self._joiner = Joiner(
@@ -277,48 +269,16 @@ class Engine:
             self._followers.remove(queue)
 
     def admit(self, pattern: Mapping[str, Any], uids: Collection[str], namespace: str) -> None:
-        """Check a pattern before a namespace's rules with these uids are stored with it (new ones, or ones that have
-        another). Raises InvalidPattern, or InvalidEntity, which says which limit is reached."""
-        limits = self._settings.limits
-        parsed = parse(pattern, pattern_bytes=limits.pattern_bytes, or_alternatives=limits.or_alternatives)
-        if len(self.book) + sum(uid not in self.book for uid in uids) > limits.rules:
-            raise InvalidEntity(f"there are {limits.rules} active rules already, the most allowed (limits.rules)")
-        alone: Index[int] = Index()
-        alone.add(0, parsed)
-        if alone.keyless():
-            self._admit_keyless(set(uids), namespace)
-
-    def _admit_keyless(self, uids: set[str], namespace: str) -> None:
-        limits, keyless = self._settings.limits, self.book.keyless()
-        own = {rule.uid for rule in keyless if rule.namespace == namespace}
-        if len({rule.uid for rule in keyless} | uids) > limits.keyless_rules:
-            reached = f"there are {limits.keyless_rules} such rules already (limits.keyless_rules)"
-        elif len(own | uids) > limits.keyless_rules_per_namespace:
-            most = limits.keyless_rules_per_namespace
-            reached = f"{namespace} has {most} such rules already (limits.keyless_rules_per_namespace)"
-        else:
-            return
-        raise InvalidEntity(
-            "the pattern has no key that selects events (an exact value, a prefix, a suffix, a literal part of a"
-            f" path), and {reached}"
-        )
+        """See `RuleBook.admit`."""
+        self.book.admit(pattern, uids, namespace, self._settings.limits)
 
     def explain(self, event: Mapping[str, Any], namespace: str | None = None) -> list[tuple[str, bool, str]]:
-        """(rule, matched, why) of every active rule, of one namespace or all."""
-        found = []
-        owner = owner_of(event)
-        for rule in self.book.rules():
-            if namespace in (None, rule.namespace) and rule.pattern is not None:
-                explanation = explain(parse(rule.pattern), event)
-                matched, why = explanation.matched, str(explanation)
-                if matched and owner not in (None, rule.namespace):
-                    matched, why = False, f"source: the event is for the rules of namespace {owner} alone"
-                found.append((f"{rule.namespace}/{rule.name}", matched, why))
-        return found
+        """See `RuleBook.explain`."""
+        return self.book.explain(event, namespace)
 
     async def lint(self, namespace: str) -> list[Finding]:
         """What is suspicious about the rules of a namespace: dear, dead and circular ones."""
-        return lint(await self._store.read(lambda tx: _documents(tx, namespace)), namespace)
+        return lint(await self._store.read(lambda tx: documents(tx, namespace)), namespace)
 
     def noticed(self, activation: str, attempt: int) -> bool:
         """A job says that it has ended: whoever runs it looks. False if no such attempt is under way."""
@@ -333,8 +293,8 @@ class Engine:
         """Why this action will never run here, as far as its executor knows now; None if nothing speaks against it."""
         if action.category.has_steps:
             return None
-        queue = self._queue_of(action)
-        executor = None if queue is None else self._executors.get(self._runs(queue))
+        queue = self._queues.of(action)
+        executor = None if queue is None else self._executors.get(self._queues.executor(queue))
         return None if executor is None else executor.refusal(action)
 
     def executor_counts(self) -> dict[str, Mapping[str, int]]:
@@ -409,8 +369,8 @@ class Engine:
             for batch in work.batches:
                 turn.refuse_record(reason, batch, batch.offsets[0], batch.values[0])
                 tx.advance(batch.partition, batch.position)
-            for executor, reports in work.reports:
-                turn.fail(executor, reports, reason)
+            for executor, said in work.reports:
+                reports.put_aside(turn, executor, said, reason)
             turn.write()
             return turn
 
@@ -460,15 +420,16 @@ class Engine:
         return Turn(
             tx=tx, book=self.book, flight=self._flight, limits=self._settings.limits,
             now_ms=time.time_ns() // 1_000_000, home=self._backbone.home, owned=self._partitions.keys(),
-            decoder_of=self._backbone.decoder, queue_of=self._queue_of, is_served=self._is_served, files=self.files,
+            decoder_of=self._backbone.decoder, queue_of=self._queues.of, is_served=self._queues.is_served,
+            files=self.files,
         )  # fmt: skip
 
     def _turn(self, tx: Tx, work: Work, alone: bool = False) -> Turn:
         turn = self._new_turn(tx)
         if work.reports:
             reached("reported")
-        for executor, reports in work.reports:
-            turn.take_reports(executor, reports)
+        for executor, said in work.reports:
+            reports.take(turn, executor, said)
         for request in work.requests:
             request.run(turn)
         for batch in work.batches:
@@ -489,13 +450,13 @@ class Engine:
             self._early.setdefault(report.activation, []).append((name, report))
         attempts: dict[str, list[Attempt]] = {}
         for activation, action in turn.handed.values():
-            attempts.setdefault(self._runs(activation.queue), []).append(_attempt(activation, action))
+            attempts.setdefault(self._queues.executor(activation.queue), []).append(_attempt(activation, action))
         for name, batch in attempts.items():
             self._executors[name].submit(batch)
         if attempts:
             reached("handed")
         for queue, id, handle in turn.cancels:
-            self._executors[self._runs(queue)].cancel({id: handle})
+            self._executors[self._queues.executor(queue)].cancel({id: handle})
         if turn.accepted or turn.ended:
             self._background(self._after_sync(turn.accepted, turn.ended))
         self._joiner.add(turn.joins)
@@ -566,30 +527,7 @@ class Engine:
     # queues
 
     def _window(self, queue: str) -> int:
-        limits = self._settings.limits
-        if self._draining or self._runs(queue) not in self._executors:  # it waits for a server that has one
-            return 0
-        return limits.jobs_in_queue if queue.startswith("pool:") else limits.window_per_action
-
-    def _queue_of(self, action: Action) -> str | None:
-        """An action's own queue, or its pool's; None if this server has nothing that serves it. Functions of a kind
-        that has an executor of its own wait in `<kind>:<action>`."""
-        if action.category is Category.JOB:
-            pool = action.annotations.get("pool")
-            queue = pool_queue(pool if isinstance(pool, str) else next(iter(self._settings.pools)))
-        else:
-            queue = f"{action.kind}:{action.qualified}" if action.kind in OWN_KINDS else action.qualified
-        return queue if self._is_served(queue) else None
-
-    def _is_served(self, queue: str) -> bool:
-        return ":" not in queue or self._runs(queue) != FUNCTIONS
-
-    def _runs(self, queue: str) -> str:
-        """The executor of what waits in this queue."""
-        if queue in self._executors:
-            return queue
-        kind, colon, _ = queue.partition(":")
-        return kind if colon and kind in self._executors else FUNCTIONS
+        return 0 if self._draining else self._queues.window(queue)
 
     # background
 
@@ -601,8 +539,8 @@ class Engine:
                 await self._inbox.batch(read)
 
     async def _listen(self, name: str, executor: Executor) -> None:
-        async for reports in executor.reports():
-            self._inbox.reports(name, reports)
+        async for said in executor.reports():
+            self._inbox.reports(name, said)
 
     def _background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run beside the loop. If it fails, the engine has: the server ends, and the next one finds everything."""
@@ -647,56 +585,27 @@ class Engine:
                 await asyncio.sleep(_NO_ROOM_S)
 
     async def _recover(self, partitions: Sequence[Partition]) -> None:
-        """Find what was under way when the partitions' last owner ended. It re-enters by the front door: as pending
-        work that waits for its turn. Jobs that still run keep running, and so does what we run ourselves."""
-        rows = await self._store.transact(partial(_under_way, partitions=partitions))
-        _check_pools(rows, self._executors)
-        found: dict[str, Found] = {}
-        for name, executor in self._executors.items():
-            found.update(await executor.find([_recorded(row) for row in rows if self._runs(row.queue) == name]))
-        ours = {row.id for row in rows if row.id in self._flight or row.id in self._early}
-        kept = [row for row in rows if row.id not in ours and _goes_on(found.get(row.id), row.handle)]
-        going_on = ours.union(row.id for row in kept)
-        lost = {row.id: row.handle for row in rows if row.handle and row.id not in found and row.id not in ours}
-        back = [row.id for row in rows if row.id not in going_on and row.id not in lost]
-        more = await self._store.transact(partial(self._restore, partitions=partitions, back=back, found=found))
+        """Find what was under way when the partitions' last owner ended, and put it back."""
+        under_way = await recovery.find(self._store, self._executors, self._queues, partitions, self._runs_itself)
+        more = await self._store.transact(partial(self._restore, partitions=partitions, under_way=under_way))
         self._partitions.update({partition.id: partition for partition in partitions})
-        for row in kept:
-            self._keep(row, found[row.id])
-        if lost:
-            more.append(partial(Turn.lose, lost=lost))
+        recovery.keep(under_way, self._flight, self._executors, self._queues)
         self._ask_oneself([], more)
         early, self._early = self._early, {}
-        for name, report in (each for reports in early.values() for each in reports):
+        for name, report in (each for said in early.values() for each in said):
             self._inbox.reports(name, [report])
         self._inbox.wake()
 
-    def _keep(self, row: Activation, found: Found) -> None:
-        """A job that is still there goes on, or is ended if somebody has asked for that."""
-        self._flight.take(row.id, row.queue)
-        executor = self._executors[self._runs(row.queue)]
-        if row.cancelled:
-            executor.cancel({row.id: row.handle})
-        elif row.handle is not None and found.running:
-            executor.release([row.handle])
+    def _runs_itself(self, id: str) -> bool:
+        return id in self._flight or id in self._early
 
     def _restore(
-        self, tx: Tx, partitions: Sequence[Partition], back: Sequence[str], found: Mapping[str, Found]
+        self, tx: Tx, partitions: Sequence[Partition], under_way: recovery.UnderWay
     ) -> list[Callable[[Turn], Any]]:
-        """Put back what was handed over; returns what is left for further turns."""
-        tx.hold(partitions)
-        died = {id for id in back if id in found and found[id].interrupted}
-        tx.activations.take_back(list(died), interrupted=True)
-        tx.activations.take_back([id for id in back if id not in died], interrupted=False)
+        more = recovery.put_back(tx, partitions, under_way)
         self._flight.wait(*tx.activations.queues())
         self._deadline = min(filter(None, (self._deadline, tx.activations.next_deadline())), default=None)
-        going_on = [partial(maps.go_on, id=id) for id in tx.activations.maps_to_go_on()]
-        return [*going_on, *(partial(steps.end_on, id=id) for id in tx.activations.ended_with_steps())]
-
-
-def _under_way(tx: Tx, partitions: Sequence[Partition]) -> list[Activation]:
-    tx.hold(partitions)
-    return tx.activations.under_way()
+        return more
 
 
 def _tell(ends: Sequence[tuple[asyncio.Future[Activation], Activation]], synced: asyncio.Future[None]) -> None:
@@ -711,41 +620,6 @@ def _log_refusal(done: asyncio.Future[Any]) -> None:
     """What the engine asks of itself has nobody to be told."""
     if not done.cancelled() and (error := done.exception()) is not None:
         _log.error("a map or chain can't go on: %s", error)
-
-
-def _documents(tx: Tx, namespace: str) -> list[Entity]:
-    """All entities of a namespace, jobs with the text of their code."""
-    found: list[Entity] = []
-    for collection in COLLECTIONS:
-        for stored in tx.entities.listing(collection, namespace):
-            document = stored.document
-            if document.get("exec", {}).get("kind") == "job":
-                code = tx.entities.code(document["exec"]["code"]).decode()
-                document = {**document, "exec": {**document["exec"], "code": code}}
-            found.append((collection, stored.name, document))
-    return found
-
-
-def _recorded(row: Activation) -> Recorded:
-    return Recorded(
-        activation=row.id, attempt=row.attempt, namespace=row.namespace, handle=row.handle, cancelled=row.cancelled
-    )
-
-
-def _check_pools(rows: Sequence[Activation], executors: Container[str]) -> None:
-    """Jobs that nobody would look for are not lost yet. Raises InvalidConfig."""
-    for row in rows:
-        if row.handle and row.queue.startswith(pool_queue("")) and row.queue not in executors:
-            pool = row.queue.removeprefix(pool_queue(""))
-            raise InvalidConfig(
-                f"activation {row.id} waits for job {row.handle} of pool '{pool}', which the configuration does not"
-                f" have (any more): keep [pools.{pool}] as it was until its jobs have ended"
-            )
-
-
-def _goes_on(found: Found | None, handle: str | None) -> bool:
-    """A recorded job that its executor still has, running or just ended: its reports will come."""
-    return found is not None and handle is not None and not found.interrupted and found.handle == handle
 
 
 def _attempt(activation: Activation, action: Action) -> Attempt:

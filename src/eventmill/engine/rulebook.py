@@ -7,14 +7,16 @@ commits was matched against the rules that are in force at its commit (design: g
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Set
+from collections.abc import Collection, Mapping, Set
 from typing import Any
 
+from eventmill.config import Limits
 from eventmill.engine.completion import owner_of
+from eventmill.engine.lint import Entity
 from eventmill.entities import Action, Rule
-from eventmill.errors import InvalidPattern
-from eventmill.rules import Index, parse
-from eventmill.store import Change, Stored, Tx
+from eventmill.errors import InvalidEntity, InvalidPattern
+from eventmill.rules import Index, explain, parse
+from eventmill.store import COLLECTIONS, Change, Stored, Tx
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +60,45 @@ class RuleBook:
     def types(self) -> Set[str] | None:
         """All types of events that an active rule can match; None: any."""
         return self._index.types
+
+    def admit(self, pattern: Mapping[str, Any], uids: Collection[str], namespace: str, limits: Limits) -> None:
+        """Check a pattern before a namespace's rules with these uids are stored with it (new ones, or ones that have
+        another). Raises InvalidPattern, or InvalidEntity, which says which limit is reached."""
+        parsed = parse(pattern, pattern_bytes=limits.pattern_bytes, or_alternatives=limits.or_alternatives)
+        if len(self) + sum(uid not in self for uid in uids) > limits.rules:
+            raise InvalidEntity(f"there are {limits.rules} active rules already, the most allowed (limits.rules)")
+        alone: Index[int] = Index()
+        alone.add(0, parsed)
+        if alone.keyless():
+            self._admit_keyless(set(uids), namespace, limits)
+
+    def _admit_keyless(self, uids: set[str], namespace: str, limits: Limits) -> None:
+        keyless = self.keyless()
+        own = {rule.uid for rule in keyless if rule.namespace == namespace}
+        if len({rule.uid for rule in keyless} | uids) > limits.keyless_rules:
+            reached = f"there are {limits.keyless_rules} such rules already (limits.keyless_rules)"
+        elif len(own | uids) > limits.keyless_rules_per_namespace:
+            most = limits.keyless_rules_per_namespace
+            reached = f"{namespace} has {most} such rules already (limits.keyless_rules_per_namespace)"
+        else:
+            return
+        raise InvalidEntity(
+            "the pattern has no key that selects events (an exact value, a prefix, a suffix, a literal part of a"
+            f" path), and {reached}"
+        )
+
+    def explain(self, event: Mapping[str, Any], namespace: str | None = None) -> list[tuple[str, bool, str]]:
+        """(rule, matched, why) of every active rule, of one namespace or all."""
+        found = []
+        owner = owner_of(event)
+        for rule in self.rules():
+            if namespace in (None, rule.namespace) and rule.pattern is not None:
+                explanation = explain(parse(rule.pattern), event)
+                matched, why = explanation.matched, str(explanation)
+                if matched and owner not in (None, rule.namespace):
+                    matched, why = False, f"source: the event is for the rules of namespace {owner} alone"
+                found.append((f"{rule.namespace}/{rule.name}", matched, why))
+        return found
 
     def catch_up(self, tx: Tx) -> bool:
         """Bring the book to the store's generation; True if anything had changed."""
@@ -144,6 +185,19 @@ class RuleBook:
             return
         self._rules[rule.uid] = rule
         self._uids[f"{rule.namespace}/{rule.name}"] = rule.uid
+
+
+def documents(tx: Tx, namespace: str) -> list[Entity]:
+    """All entities of a namespace, jobs with the text of their code."""
+    found: list[Entity] = []
+    for collection in COLLECTIONS:
+        for stored in tx.entities.listing(collection, namespace):
+            document = stored.document
+            if document.get("exec", {}).get("kind") == "job":
+                code = tx.entities.code(document["exec"]["code"]).decode()
+                document = {**document, "exec": {**document["exec"], "code": code}}
+            found.append((collection, stored.name, document))
+    return found
 
 
 def _may_run(action: Action, named: str, caller: str) -> bool:

@@ -27,7 +27,7 @@ from eventmill.engine.rulebook import RuleBook
 from eventmill.entities import Action, Activation, Category, MapState, Rule, State, Status, ids
 from eventmill.errors import NotFound, Unavailable
 from eventmill.events import DecodeError, Decoder
-from eventmill.executors import Accepted, Finished, Report, Started
+from eventmill.executors import Accepted, Finished
 from eventmill.sdk.event import Event
 from eventmill.store import DeadLetter, Tx
 
@@ -307,86 +307,7 @@ class Turn:
         self.changes.room[activation.queue] += 1
         return True
 
-    # reports → ends
-
-    def take_reports(self, executor: str, reports: Iterable[Report]) -> None:
-        """Record what an executor says. What was recorded before, or speaks of another attempt, changes nothing."""
-        accepted: list[Accepted] = []
-        started: list[Started] = []
-        finished: list[Finished] = []
-        for report in reports:
-            match report:
-                case Accepted():
-                    accepted.append(report)
-                case Started():
-                    started.append(report)
-                case Finished():
-                    finished.append(report)
-        if accepted:
-            self._take_accepted(executor, accepted)
-        if started:
-            self._forget(s.activation for s in started)
-            self.tx.activations.start([(s.activation, s.attempt, s.handle, s.time_ms, s.detail) for s in started])
-        if finished:
-            self.fetch(f.activation for f in finished)
-            for report in finished:
-                self._take_finished(executor, report)
-        self.settle()
-
-    def _take_accepted(self, executor: str, accepted: Sequence[Accepted]) -> None:
-        """Handles that are recorded may be released; a job that is not wanted any more must never run."""
-        self._forget(a.activation for a in accepted)
-        handles = [(a.activation, a.attempt, a.handle, a.instead_of) for a in accepted]
-        good = set(self.tx.activations.set_handle(handles))
-        self.fetch(a.activation for a in accepted)
-        for a in accepted:
-            row = self._known.get(a.activation)
-            if row is not None and row.partition not in self.owned:
-                self.early.append((executor, a))
-                continue
-            if a.handle in good and row is not None and not row.cancelled:
-                self.accepted.append((executor, a.handle))
-            else:
-                self.cancels.append((executor, a.activation, a.handle))
-
-    def _take_finished(self, executor: str, report: Finished) -> None:
-        row = self._known.get(report.activation)
-        if row is not None and not row.state.final and row.partition not in self.owned:
-            self._land(report.activation)
-            self.early.append((executor, report))
-            return
-        if report.handle is not None:
-            self.ended.append((executor, report.handle))
-        if row is None or row.attempt == report.attempt:
-            self._land(report.activation)
-        if row is None or row.state.final or row.attempt != report.attempt or not _same_handle(row, report):
-            return
-        row.started, row.ended, row.logs = report.started_ms, report.ended_ms, report.logs
-        row.usage = {**(report.usage or {}), "timed_out": True} if report.timed_out else report.usage
-        if report.status is Status.SUCCESS:
-            self.finish(row, State.SUCCEEDED, report.status, report.result)
-        elif row.cancelled:
-            self.finish(row, State.CANCELLED, report.status, report.result)
-        elif report.final or row.attempts_left <= 0:
-            self.finish(row, State.FAILED, report.status, report.result)
-        else:
-            row.status, row.result = report.status, report.result
-            self._retry(row, report.retry_after_s)
-
-    def _land(self, id: str) -> None:
-        if id in self.flight and id not in self.changes.landed:
-            queue = self.changes.landed[id] = self.flight.queue(id)
-            self.changes.room[queue] += 1
-
-    def _retry(self, row: Activation, after_s: float | None) -> None:
-        """The next attempt waits for its due time."""
-        self.tx.activations.keep_attempts([row])
-        self.changed(row)
-        row.state, row.due = State.PENDING, decide.retry_at(self.now_ms, row.attempt - 1, after_s, self.limits)
-        row.attempt, row.attempts_left, row.handle = row.attempt + 1, row.attempts_left - 1, None
-        row.status = row.result = row.started = row.ended = row.usage = None
-        row.logs = ()
-        self.changes.due.append((row.due, row.queue))
+    # ends
 
     def finish(
         self,
@@ -475,28 +396,6 @@ class Turn:
         self.write_rows()
         self.deadline, self.expired = self.tx.activations.next_deadline(), True
 
-    def lose(self, lost: dict[str, str]) -> None:
-        """Recorded jobs (id → handle) that nobody knows any more: how they ended is not known."""
-        self.fetch(lost)
-        for id, handle in lost.items():
-            error = decide.error(f"outcome unknown: job {handle} is in no queue, history or log any more")
-            if id in self._known:
-                self.finish(self._known[id], State.FAILED, Status.INTERNAL_ERROR, error, kind="unknown")
-        self.settle()
-
-    def fail(self, executor: str, reports: Iterable[Report], reason: str) -> None:
-        """Ends that can't be recorded as they are: these activations have failed, with this reason."""
-        for report in reports:
-            if isinstance(report, Finished):
-                self._land(report.activation)
-                row = self.get(report.activation)
-                if report.handle is not None:
-                    self.ended.append((executor, report.handle))
-                if row is not None and row.attempt == report.attempt and _same_handle(row, report):
-                    row.started, row.ended = report.started_ms, report.ended_ms
-                    self.finish(row, State.FAILED, Status.INTERNAL_ERROR, decide.error(reason), on_error=False)
-        self.settle()
-
     # the end of the turn
 
     def fill(self) -> None:
@@ -567,6 +466,10 @@ class Turn:
             self.fetch([id])
         return self._known.get(id)
 
+    def known(self, id: str) -> Activation | None:
+        """One that has been fetched in this turn; None if it was not there."""
+        return self._known.get(id)
+
     def require(self, id: str) -> Activation:
         """The same, to be changed. Raises NotFound; Unavailable if it is another server's now, or nobody's yet."""
         row = self.get(id)
@@ -585,7 +488,7 @@ class Turn:
         missing = [id for id in wanted if id not in self._known]
         self._known.update(self.tx.activations.get_many(missing))
 
-    def _forget(self, ids: Iterable[str]) -> None:
+    def forget(self, ids: Iterable[str]) -> None:
         """These rows are about to be changed behind the turn's back, by statements: what is known of them is written,
         and read again when it is asked for."""
         self.write_rows()
@@ -642,11 +545,6 @@ def _look_again(turn: Turn) -> None:
 
 def _is_completion(event_id: str) -> bool:
     return len(event_id) > 33 and event_id[32] == "-"
-
-
-def _same_handle(row: Activation, report: Finished) -> bool:
-    """A job's end counts for the recorded handle only, since anybody can claim to be our job."""
-    return report.handle is None or row.handle == report.handle
 
 
 def _reason(row: Activation) -> str:
