@@ -10,7 +10,7 @@ import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +181,37 @@ def test_secrets_go_to_their_host_alone(tmp_path: Path, monkeypatch: pytest.Monk
     asyncio.run(work())
 
 
+def test_what_an_event_says_of_its_trace_is_sent_only_if_it_is_one() -> None:
+    service, trace = Service(), f"00-{'1' * 32}-{'2' * 16}-01"
+    ends = called(
+        service,
+        *(lambda text=text: replace(service.attempt(EVENT), traceparent=text) for text in ("é", "x\r\ny", trace)),
+    )  # fmt: skip
+    assert [end.status for end in ends] == [Status.SUCCESS] * 3
+    assert sorted(headers.get("traceparent", "") for headers, _ in service.received) == ["", "", trace]
+
+
+def test_a_content_type_that_no_header_can_have() -> None:
+    service = Service()
+    params = {**EVENT, "data": "x", "datacontenttype": 'text/plain; a="é"'}
+    (end,) = called(service, lambda: service.attempt(params))
+    assert (end.status, end.final, service.received) == (Status.DEVELOPER_ERROR, True, [])
+    assert "datacontenttype" in value(end)["error"]
+
+
+def test_cookies_are_nobody_s() -> None:
+    service = answering("200 OK", b"{}", Set_Cookie="session=of-a; Path=/")
+
+    async def work() -> None:
+        async with serving(service), driving(executor(service.host, connections_max=1)) as driver:
+            for namespace in ("a", "b"):
+                await driver.run(service.attempt(namespace=namespace))
+
+    asyncio.run(work())
+    assert len(service.received) == 2
+    assert all("cookie" not in headers for headers, _ in service.received)
+
+
 # where it may go
 
 
@@ -197,6 +228,27 @@ def test_nothing_is_called_that_is_not_allowed() -> None:
 
     asyncio.run(work())
     assert service.received == []
+
+
+def test_secrets_go_out_in_plain_text_only_where_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FN_TOKEN", "geheim")
+
+    def refusal(entry: str, url: str) -> str | None:
+        return executor(entry, headers={entry: {"Authorization": {"env": "FN_TOKEN"}}}).refusal(action(url))
+
+    assert refusal("fn.example.org", "https://fn.example.org/") is None
+    assert refusal("fn.example.org:81", "https://fn.example.org:81/") is None
+    assert refusal("http://fn.example.org", "http://fn.example.org/") is None
+    assert "no place" in (refusal("fn.example.org", "http://fn.example.org:443/") or "")
+    assert "plain text" in (refusal("fn.example.org:81", "http://fn.example.org:81/") or "")
+
+
+def test_whose_actions_may_call_a_host() -> None:
+    made = executor("a.example", "b.example", namespaces={"a.example": ["lab"]})
+    for host, namespace, may in (("a", "lab", True), ("a", "guest", False), ("b", "guest", True)):
+        refused = made.refusal(action(f"https://{host}.example/", namespace=namespace))
+        assert (refused is None) is may
+        assert may or "functions.http.namespaces" in str(refused)
 
 
 @pytest.mark.parametrize(
@@ -280,13 +332,16 @@ def test_answers_that_are_results(body: bytes, content_type: str, result: Any) -
         (502, {}, False, None),
         (503, {"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, False, 0.0),
         (503, {"retry-after": "soon"}, False, None),
+        (503, {"retry-after": "\u00b2"}, False, None),
+        (503, {"retry-after": "9" * 400}, False, 366 * 86400.0),
+        (503, {"retry-after": "Wed, 21 Oct 2015 07:28:00 +9999999999999"}, False, None),
         (504, {}, False, None),
     ],
 )
 def test_statuses_that_another_attempt_may_help(
     status: int, headers: Mapping[str, str], final: bool, retry_after_s: float | None
 ) -> None:
-    said = ending(status, httpx.Headers(headers), b"why \xff", "fn")
+    said = ending(status, httpx.Headers(headers, encoding="latin-1"), b"why \xff", "fn")
     assert (said.status, said.final, said.retry_after_s) == (Status.APPLICATION_ERROR, final, retry_after_s)
     assert json.loads(said.result) == {"error": f"fn answered {status}: why \ufffd", "status": status}
 

@@ -6,10 +6,15 @@ The contract of executors is in `test_contract`; here is what goes wrong between
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
+import io
 import json
 import re
 import socket
 import time
+import tracemalloc
+import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -22,10 +27,11 @@ import pytest
 from eventmill.cli.checking import components
 from eventmill.config import Secret, Settings, load
 from eventmill.entities import Action, Status
-from eventmill.errors import InvalidConfig
+from eventmill.errors import InvalidArchive, InvalidConfig
 from eventmill.events.codec import parse_json
 from eventmill.executors import Accepted, Attempt, CodeSource, Executor, Finished, Recorded
 from eventmill.executors.openwhisk import Client, OpenWhisk, executor, packing
+from eventmill.executors.openwhisk.client import Trouble
 from eventmill.executors.openwhisk.endings import of_document
 from eventmill.executors.openwhisk.limits import TheirLimits
 from eventmill.store import SqliteStore
@@ -500,6 +506,28 @@ def test_actions_that_nobody_calls_are_deleted(target: Target, monkeypatch: pyte
     asyncio.run(work())
 
 
+@pytest.mark.parametrize("path", ["limits", "actions/eventmill/"])
+@pytest.mark.parametrize("body", [b"[7]", b"{}", b"7", b"[{}]", b"<html>", b'[{"name": 7, "updated": "x"}]'])
+def test_answers_to_questions_may_be_odd(own: Target, path: str, body: bytes) -> None:
+    """Trouble at most, nothing else."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        writer.close()
+
+    async def work() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        asked = own.executor(Library(), url=url)
+        with contextlib.suppress(Trouble):
+            assert await (asked._unused() if path != "limits" else asked._client.limits()) in ([], TheirLimits())
+        await asked.stop()
+        server.close()
+
+    asyncio.run(work())
+
+
 def test_cancelled_it_is_ignored_and_the_report_says_so(target: Target, tmp_path: Path) -> None:
     async def work() -> None:
         library, witness = Library(), tmp_path / "witness"
@@ -604,6 +632,68 @@ def test_names_follow_all_that_an_action_is_made_of() -> None:
     assert len(set(names)) == len(names)
     assert name(revision=2, version="0.0.2") == name()
     assert len(name(name="x" * 300).partition("/")[2]) <= 256
+
+
+def packed(members: Mapping[str, bytes], *, method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    """A zip as it is uploaded."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as made:
+        for name, content in members.items():
+            made.writestr(name, content)
+    return buffer.getvalue()
+
+
+def rewritten(data: bytes, *, files_max: int = 10, bytes_max: int = 1 << 30) -> zipfile.ZipFile:
+    action = Action(namespace="ns", name="z", version="0.0.1", revision=1, kind="python:3", code="c", binary=True)
+    code = base64.b64encode(data)
+    made = packing.document(action, {}, TheirLimits(), code, files_max=files_max, bytes_max=bytes_max)
+    return zipfile.ZipFile(io.BytesIO(base64.b64decode(made["exec"]["code"])))
+
+
+def test_all_of_an_archive_is_there_and_our_entry() -> None:
+    members = {"a/b.bin": bytes(5000), "__main__.py": b"def main(a): return a", "c.py": b"c = 1"}
+    made = rewritten(packed(members))
+    assert made.testzip() is None
+    assert sorted(made.namelist()) == ["__main__.py", "a/b.bin", "c.py", "eventmill_action.py"]
+    assert {name: made.read(name) for name in ("a/b.bin", "c.py")} == {
+        name: members[name] for name in ("a/b.bin", "c.py")
+    }
+    assert made.read("eventmill_action.py") == members["__main__.py"]
+    assert b"from eventmill_action import main as function" in made.read("__main__.py")
+    assert rewritten(packed({"no_main.py": b""})).namelist() == ["no_main.py"]
+
+
+def test_an_archive_is_taken_within_bounds() -> None:
+    main = {"__main__.py": b"def main(a): return a"}
+    encrypted, strange = bytearray(packed(main)), bytearray(packed(main))
+    encrypted[encrypted.index(b"PK\1\2") + 8] |= 1
+    strange[strange.index(b"PK\1\2") + 10] = 97
+    for data, text in (
+        (bytes(encrypted), "encrypted"),
+        (bytes(strange), "neither stored nor deflated"),
+        (packed({"__main__.py": bytes(9 << 20)}), "limit is passed at '__main__.py'"),
+        (packed({**main, "zeros": bytes(2000)}), "too large"),
+        (packed({**main, **{str(n): b"" for n in range(10)}}), "11 members"),
+        (b"no zip", "not a zip"),
+    ):
+        with pytest.raises(InvalidArchive, match=text):
+            rewritten(data, bytes_max=1000 if text == "too large" else 1 << 30)
+
+
+def test_what_is_packed_small_and_unpacked_large_takes_no_memory() -> None:
+    data = packed({"__main__.py": b"def main(a): return a", "zeros": bytes(64 << 20)})
+    tracemalloc.start()
+    try:
+        rewritten(data)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_limits_that_are_none() -> None:
+    said = {"minActionTimeout": True, "maxActionTimeout": 0, "maxActionMemory": -1, "concurrentInvocations": "many"}
+    assert TheirLimits.read(said, None) == TheirLimits()
+    assert TheirLimits.read({"concurrentInvocations": 7}, None).concurrent == 7
 
 
 def test_a_key_is_read_from_where_it_stands_and_never_shown(tmp_path: Path) -> None:
