@@ -646,7 +646,7 @@ def test_refusals_cost_no_turns_and_leave_nobody_waiting(tmp_path: Path, monkeyp
             calls += [w.engine.invoke("ns/missing", {}, wait_s=5) for _ in range(200)]
             answers = await asyncio.gather(*calls, return_exceptions=True)
             assert sum(isinstance(a, Exception) for a in answers) == 200
-            assert w.engine._waiters == {}
+            assert w.engine._listeners._waiters == {}
 
     run(body)
     assert len(turns) < 50

@@ -7,6 +7,8 @@ from typing import Any
 import orjson
 
 from eventmill.config import Limits
+from eventmill.entities import Action, Activation
+from eventmill.executors import Attempt
 
 
 def retry_at(now_ms: int, retried: int, after_s: float | None, limits: Limits) -> int:
@@ -74,3 +76,16 @@ def items_of(params: bytes) -> list[Any] | str | None:
 def element_params(element: Any) -> bytes:
     """An element as an action's parameters: an object as it is, anything else as `{"value": …}`."""
     return orjson.dumps(element if isinstance(element, dict) else {"value": element})
+
+
+def attempt(activation: Activation, action: Action) -> Attempt:
+    """What an executor is given of an activation."""
+    return Attempt(
+        activation=activation.id,
+        number=activation.attempt,
+        action=action,
+        params=activation.params,
+        caller=activation.namespace,
+        transaction=activation.transaction,
+        traceparent=activation.traceparent,
+    )

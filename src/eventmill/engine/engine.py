@@ -20,11 +20,12 @@ import orjson
 
 from eventmill.backbone import Assigned, Backbone, Partition
 from eventmill.config import Settings
-from eventmill.engine import recovery, reports, requests
+from eventmill.engine import decide, recovery, reports, requests
 from eventmill.engine.flight import Flight
 from eventmill.engine.inbox import Inbox, Refused, Work
 from eventmill.engine.joining import Joiner
 from eventmill.engine.lint import Finding, lint
+from eventmill.engine.listeners import Listeners, News
 from eventmill.engine.queues import Queues
 from eventmill.engine.results import ResultFiles
 from eventmill.engine.rulebook import RuleBook, documents
@@ -33,7 +34,7 @@ from eventmill.entities import Action, Activation, Status
 from eventmill.errors import EventmillError, LostPartition, Unavailable
 from eventmill.executors import Attempt, Executor, Report
 from eventmill.points import reached
-from eventmill.store import DeadLetter, Store, Tx
+from eventmill.store import Store, Tx
 
 _log = logging.getLogger(__name__)
 
@@ -81,8 +82,7 @@ class Engine:
         """What was said of activations whose partition is not ours: if it becomes ours (again), that counts. It is no
         more than was under way when a partition went: nothing of that is handed over before it is taken anew, and then
         all this is dealt with."""
-        self._waiters: dict[str, asyncio.Future[Activation]] = {}
-        self._followers: list[asyncio.Queue[tuple[list[Activation], list[DeadLetter]]]] = []
+        self._listeners = Listeners(store)
         self._landed = asyncio.Event()
         self._left: deque[Callable[[Turn], Any]] = deque()
         """What is left for further turns, as long as there is more than one turn is asked for."""
@@ -175,9 +175,8 @@ class Engine:
         self._backbone.check_room()
         self._check_trouble()
         payload = orjson.dumps(params)
-        id, waiter = uuid.uuid4().hex, asyncio.get_running_loop().create_future()
-        if wait_s:
-            self._waiters[id] = waiter
+        id = uuid.uuid4().hex
+        end = self._listeners.expect(id) if wait_s else None
         try:
             ask = partial(
                 requests.invoke,
@@ -189,11 +188,11 @@ class Engine:
                 binding=binding,
             )
             activation: Activation = await self._inbox.request(ask)
-            if wait_s:
+            if end is not None:
                 with contextlib.suppress(TimeoutError):
-                    return await asyncio.wait_for(waiter, wait_s)
+                    return await asyncio.wait_for(end, wait_s)
         finally:
-            self._waiters.pop(id, None)
+            self._listeners.dismiss(id)
         await self._store.durable()
         return activation
 
@@ -253,20 +252,9 @@ class Engine:
         if self._trouble:
             raise Unavailable(self._trouble)
 
-    def follow(self) -> AsyncIterator[tuple[list[Activation], list[DeadLetter]]]:
+    def follow(self) -> AsyncIterator[News]:
         """What finishes, and what becomes a dead letter, from this call on, in lists."""
-        queue: asyncio.Queue[tuple[list[Activation], list[DeadLetter]]] = asyncio.Queue()
-        self._followers.append(queue)
-        return self._follow(queue)
-
-    async def _follow(
-        self, queue: asyncio.Queue[tuple[list[Activation], list[DeadLetter]]]
-    ) -> AsyncIterator[tuple[list[Activation], list[DeadLetter]]]:
-        try:
-            while True:
-                yield await queue.get()
-        finally:
-            self._followers.remove(queue)
+        return self._listeners.follow()
 
     def admit(self, pattern: Mapping[str, Any], uids: Collection[str], namespace: str) -> None:
         """See `RuleBook.admit`."""
@@ -450,7 +438,7 @@ class Engine:
             self._early.setdefault(report.activation, []).append((name, report))
         attempts: dict[str, list[Attempt]] = {}
         for activation, action in turn.handed.values():
-            attempts.setdefault(self._queues.executor(activation.queue), []).append(_attempt(activation, action))
+            attempts.setdefault(self._queues.executor(activation.queue), []).append(decide.attempt(activation, action))
         for name, batch in attempts.items():
             self._executors[name].submit(batch)
         if attempts:
@@ -490,15 +478,9 @@ class Engine:
             reached("recorded")
         for request in work.requests:
             request.settle()
-        told = (*turn.finished, *turn.unawaited)
-        ends = [(waiter, row) for row in told if (waiter := self._waiters.pop(row.id, None)) is not None]
-        if ends:  # as soon as it is durable: who waits should not have to ask for that first
-            self._store.synced().add_done_callback(partial(_tell, ends))
+        self._listeners.tell(turn.finished, turn.unawaited, turn.letters)
         if work.reports:
             self._landed.set()
-        if turn.finished or turn.letters:
-            for follower in self._followers:
-                follower.put_nowait((turn.finished, turn.letters))
         if turn.expired:
             self._deadline = turn.deadline
         elif turn.deadline is not None:
@@ -608,27 +590,7 @@ class Engine:
         return more
 
 
-def _tell(ends: Sequence[tuple[asyncio.Future[Activation], Activation]], synced: asyncio.Future[None]) -> None:
-    """Those who wait for these activations, when what they are told is durable, or never will be."""
-    error = synced.exception()
-    for waiter, row in ends:
-        if not waiter.done():
-            waiter.set_result(row) if error is None else waiter.set_exception(error)
-
-
 def _log_refusal(done: asyncio.Future[Any]) -> None:
     """What the engine asks of itself has nobody to be told."""
     if not done.cancelled() and (error := done.exception()) is not None:
         _log.error("a map or chain can't go on: %s", error)
-
-
-def _attempt(activation: Activation, action: Action) -> Attempt:
-    return Attempt(
-        activation=activation.id,
-        number=activation.attempt,
-        action=action,
-        params=activation.params,
-        caller=activation.namespace,
-        transaction=activation.transaction,
-        traceparent=activation.traceparent,
-    )
