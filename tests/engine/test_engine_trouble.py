@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import time
+import zipfile
 from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
@@ -15,6 +18,7 @@ import pytest
 from eventmill.engine import engine as engine_module
 from eventmill.engine import requests
 from eventmill.engine.audit import forget
+from eventmill.engine.lint import Finding, description_alone, lint
 from eventmill.engine.turn import Turn
 from eventmill.entities import Category, State, Status, ids
 from eventmill.errors import Conflict, Unavailable
@@ -254,6 +258,26 @@ def test_two_replays_at_once_are_one(tmp_path: Path) -> None:
             assert sorted(type(a).__name__ for a in answers) == ["Activation", "Conflict"]
             await w.until_finished(2)
             await works(w)
+
+    run(body)
+
+
+def test_replays_keep_to_the_quota(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path, {"f": error, "slow": lambda e: {}}, pending_per_namespace=2) as w:
+            await w.action("f")
+            await w.action("slow")
+            failed = await w.engine.invoke("ns/f", {}, wait_s=5)
+            w.functions.hold.add("slow")
+            for _ in range(2):
+                await w.engine.invoke("ns/slow", {})
+            with pytest.raises(Unavailable, match="2 activations that have not finished, the most allowed"):
+                await w.engine.replay(failed.id)
+            w.functions.hold.clear()
+            w.functions.report(*(w.functions.end(a) for a in w.functions.calls if a.action.name == "slow"))
+            await w.until_finished(3)
+            await w.engine.replay(failed.id)
+            await w.until_finished(4)
 
     run(body)
 
@@ -707,3 +731,27 @@ def test_a_stale_end_does_not_hide_the_next_handle(tmp_path: Path) -> None:
             assert (await w.row(row.id)).handle == "h"
 
     run(body)
+
+
+# lint
+
+
+def test_archives_are_not_kept_for_lint() -> None:
+    """A namespace may have any number of jobs, of which lint only reads the descriptions."""
+
+    def archive(description: bytes) -> str:
+        whole = io.BytesIO()
+        with zipfile.ZipFile(whole, "w") as files:
+            files.writestr("data", bytes(1 << 20))
+            files.writestr("job.sub", description)
+        return base64.b64encode(whole.getvalue()).decode()
+
+    def found(code: str) -> list[Finding]:
+        return lint([("actions", "job", {"exec": {"kind": "job", "code": code}})], "ns")
+
+    for description, count in ((b"executable = work.sh\nqueue\n", 0), (b"queue data from list |\n", 1)):
+        code = archive(description)
+        small = description_alone(code)
+        assert len(small) < 1000 < len(code)
+        assert found(small) == found(code)
+        assert len(found(code)) == count

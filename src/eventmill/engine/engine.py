@@ -266,7 +266,8 @@ class Engine:
 
     async def lint(self, namespace: str) -> list[Finding]:
         """What is suspicious about the rules of a namespace: dear, dead and circular ones."""
-        return lint(await self._store.read(lambda tx: documents(tx, namespace)), namespace)
+        entities = await self._store.read(lambda tx: documents(tx, namespace))
+        return await asyncio.to_thread(lint, entities, namespace)
 
     def noticed(self, activation: str, attempt: int) -> bool:
         """A job says that it has ended: whoever runs it looks. False if no such attempt is under way."""

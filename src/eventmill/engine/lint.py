@@ -189,8 +189,20 @@ def _output_commands(code: str) -> Iterator[tuple[str, str]]:
 
 def _description(code: str) -> submit.Description:
     """Raises InvalidDescription."""
+    return submit.parse(_text(code).decode())
+
+
+def _text(code: str) -> bytes:
     with zipfile.ZipFile(io.BytesIO(base64.b64decode(code))) as archive, archive.open("job.sub") as file:
-        return submit.parse(file.read(_DESCRIPTION_BYTES_MAX).decode())
+        return file.read(_DESCRIPTION_BYTES_MAX)
+
+
+def description_alone(code: str) -> str:
+    """A job's archive without all that is not looked at here."""
+    small = io.BytesIO()
+    with zipfile.ZipFile(small, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("job.sub", _text(code))
+    return base64.b64encode(small.getvalue()).decode()
 
 
 def _is_watched(pattern: Pattern, path: str) -> bool:

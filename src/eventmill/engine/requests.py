@@ -161,12 +161,13 @@ def cancel(turn: Turn, id: str) -> Activation:
 
 def replay(turn: Turn, id: str) -> Activation:
     """Try a failed or cancelled activation again; a chain goes on where it failed. A step whose chain has ended is
-    replayed with its chain. Raises NotFound or Conflict."""
+    replayed with its chain. Raises NotFound or Conflict, or Unavailable at the namespace's quota."""
     row = turn.require(id)
     _check_done_wrong(row)
     while row.parent is not None and (parent := turn.require(row.parent)).state.final:
         row = parent
     _check_done_wrong(row)
+    _check_quota(turn, row.namespace)
     turn.write_rows()
     if row.parent is not None:
         _take_back_end(turn, turn.require(row.parent))

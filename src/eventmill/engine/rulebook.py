@@ -12,7 +12,7 @@ from typing import Any
 
 from eventmill.config import Limits
 from eventmill.engine.completion import owner_of
-from eventmill.engine.lint import Entity
+from eventmill.engine.lint import Entity, description_alone
 from eventmill.entities import Action, Rule
 from eventmill.errors import InvalidEntity, InvalidPattern
 from eventmill.rules import Index, explain, parse
@@ -188,13 +188,13 @@ class RuleBook:
 
 
 def documents(tx: Tx, namespace: str) -> list[Entity]:
-    """All entities of a namespace, jobs with the text of their code."""
+    """All entities of a namespace, jobs with an archive of their description alone: all that they have may be much."""
     found: list[Entity] = []
     for collection in COLLECTIONS:
         for stored in tx.entities.listing(collection, namespace):
             document = stored.document
             if document.get("exec", {}).get("kind") == "job":
-                code = tx.entities.code(document["exec"]["code"]).decode()
+                code = description_alone(tx.entities.code(document["exec"]["code"]).decode())
                 document = {**document, "exec": {**document["exec"], "code": code}}
             found.append((collection, stored.name, document))
     return found
