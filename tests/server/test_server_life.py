@@ -9,6 +9,7 @@ import socket
 import sqlite3
 import stat
 import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
@@ -177,3 +178,29 @@ def test_a_stored_schedule_that_can_not_be_used_stops_nothing(tmp_path: Path) ->
 
 def _trigger(schedule: object) -> dict[str, object]:
     return {"annotations": [{"key": "schedule", "value": schedule}]}
+
+
+def test_node_is_asked_beside_the_loop(tmp_path: Path) -> None:
+    """It takes up to half a minute on a busy machine; what is known then is not asked for again."""
+    done = subprocess.run(
+        [sys.executable, "-c", _ASKED, str(tmp_path / "data")], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == ["beside"]
+
+
+_ASKED = """
+import asyncio, functools, os, signal, sys, threading
+from eventmill.config import load
+from eventmill.executors.pool import node
+from eventmill.server import serve
+
+def find():
+    print("loop" if threading.current_thread() is threading.main_thread() else "beside")
+
+node.find = functools.cache(find)
+
+async def ready(running):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+asyncio.run(serve(load(server={"data_dir": sys.argv[1], "port": 0}), ready=ready))
+"""

@@ -20,7 +20,7 @@ class Services:
     """The rooms below, started by the server and stopped after the HTTP face has.
 
     `metrics`: where counters are registered, and what /metrics shows.
-    `check_schedule`: raises InvalidInput for an annotation `schedule` that can't be used. It comes from the sources,
+    `check_schedule`: raises InvalidSchedule for an annotation `schedule` that can't be used. It comes from the sources,
     which this room may not know.
     `signer`: knows the tokens of the activations under way.
     """
