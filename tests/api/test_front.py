@@ -242,3 +242,28 @@ def test_metrics_count_requests_by_route(caller: Caller) -> None:
     assert 'eventmill_http_requests_total{route="/api/v1/namespaces/{namespace}/actions",status="200"}' in text
     assert "eventmill_ready 1.0" in text
     assert caller.namespace not in text
+
+
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [
+        (ACTIONS, {"limit": "١"}),
+        (ACTIONS, {"limit": "1_0"}),
+        (ACTIONS, {"skip": " 1"}),
+        (ACTIONS, {"skip": "1" * 19}),
+        (ACTIONS, {"count": "ｔｒｕｅ"}),
+        (ACTIONS + "/nosuch", {"timeout": "١"}),
+    ],
+)
+def test_values_of_queries_are_ascii(caller: Caller, path: str, query: dict[str, str]) -> None:
+    answer = caller.request("POST" if "timeout" in query else "GET", path, params=query)
+    assert (answer.status_code, answer.json()["error"].split("\n")[0]) == (
+        400, f"The query parameter '{next(iter(query))}' was malformed:",
+    )  # fmt: skip
+
+
+def test_an_event_to_explain_is_json(caller: Caller) -> None:
+    path = "/eventmill/v1/explain"
+    assert caller.post(path, json={}).status_code == 200
+    assert caller.post(path, json=[]).status_code == 400
+    assert caller.post(path, content=b"{}").status_code == 415

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from eventmill.api.invocation import Invocations
+from eventmill.api.revisions import Revisions
+from eventmill.api.throttle import Throttle
 from tests.api.conftest import Caller, Running
 
 pytestmark = pytest.mark.slow
@@ -257,3 +260,22 @@ def test_map_over_http(user: Caller) -> None:
     assert result(user, "m", {"items": [1, 2, 3]}) == {"items": [{"n": 1}, {"n": 4}, {"n": 9}], "failed": []}
     (listed,) = [a for a in user.get(f"{OWN}/activations").json() if a["category"] == "map"]
     assert [s["index"] for s in until(user, listed["activationId"])["steps"]] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("size", "is_kept"), [(10, True), (100_000, False)])
+def test_only_what_is_small_is_remembered_of_actions(server: Running, size: int, is_kept: bool) -> None:
+    """How many there are, tenants decide."""
+    settings = server.services.settings
+    invocations = Invocations(server.services, Revisions(), Throttle(settings.limits))
+    with server.caller() as caller:
+        caller.put("packages/p", {})
+        caller.function(
+            "p/f", "def main(args):\n    return args", annotations=[{"key": "more", "value": "x" * 100_000}]
+        )
+        binding = {"namespace": caller.namespace, "name": "p"}
+        caller.put("packages/b", {"binding": binding, "parameters": [{"key": "a", "value": "x" * size}]})
+        for _ in range(2):
+            plan = server.run(lambda: invocations.plan(caller.namespace, "b/f", caller.namespace))
+            assert plan.below == {"a": "x" * size}
+            assert "more" not in plan.annotations
+        assert bool(invocations._plans) == is_kept
