@@ -17,7 +17,8 @@ from typing import Any, cast
 import pytest
 
 from eventmill.errors import InvalidConfig
-from eventmill.server import _started
+from eventmill.server import _Schedules, _started
+from eventmill.store import SqliteStore
 from tests.server.mill import CONFIG, EVENTMILL, mill
 
 pytestmark = pytest.mark.slow
@@ -204,3 +205,29 @@ async def ready(running):
 
 asyncio.run(serve(load(server={"data_dir": sys.argv[1], "port": 0}), ready=ready))
 """
+
+
+def test_schedules_follow_their_triggers(tmp_path: Path) -> None:
+    async def main() -> None:
+        store, known = SqliteStore.open(tmp_path / "store.db"), _Schedules()
+
+        async def put(name: str, collection: str = "triggers", **schedule: float) -> bool:
+            """Whether that changes what is known."""
+            document = {"annotations": [{"key": "schedule", "value": schedule}] if schedule else [], "parameters": []}
+            await store.transact(lambda tx: tx.entities.put(collection, "ns", name, f"uid-{name}", document, 0))
+            return await store.read(known.catch_up)
+
+        assert await put("a", every_s=1)
+        assert await put("b", every_s=2)
+        assert not await put("p", "packages")
+        assert not await put("plain")
+        assert not await put("b", every_s=2)
+        assert await put("b", every_s=3)
+        assert {name: schedule.every_s for name, schedule in known.found.items()} == {"ns/a": 1, "ns/b": 3}
+        await store.transact(lambda tx: tx.entities.delete("ns", "a"))
+        assert await put("a", "packages")
+        assert await put("b")
+        assert known.found == {}
+        store.close()
+
+    asyncio.run(main())
