@@ -7,12 +7,15 @@ import sqlite3
 import time
 from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from eventmill.api import documents
 from eventmill.api.errors import Refusal
+from eventmill.api.lookup import put
 from eventmill.api.namespaces import Namespaces
 from tests.api.conftest import Caller, Running, pool, running
 from tests.api.test_protocol import half_sent
@@ -158,8 +161,35 @@ def test_a_request_under_way_does_not_outlive_its_namespace(server: Running, roo
             assert root.delete(f"{PATH}/late").status_code == 200
             connection.send(body[10:])
             assert connection.answer()[0] == 401
+    store, document = server.services.store, documents.trigger({}, None)
+    with pytest.raises(Refusal, match="invalid"):  # whatever has let it in
+        server.run(lambda: store.transact(lambda tx: put(tx, "triggers", "late", "ghost", document, None)))
     with made(server, root, "late") as again:
-        assert again.api("GET", "actions").json() == []
+        assert again.api("GET", "actions").json() == again.api("GET", "triggers").json() == []
+
+
+@pytest.mark.parametrize("way", ["rotate", "delete"])
+def test_a_request_under_way_does_not_outlive_its_key(server: Running, root: Caller, way: str) -> None:
+    name = f"held-{way}"
+    with server.caller() as publisher, made(server, root, name) as caller:
+        publisher.put("packages/pub", {"publish": True})
+        publisher.function("pub/echo", CODE)
+        body = b'{"exec": {"kind": "python:3", "code": "def main(args): return args"}}'
+        event = b'{"specversion": "1.0", "id": "1", "type": "t", "source": "/namespaces/' + name.encode() + b'/"}'
+        with ExitStack() as stack:
+            requests = (
+                ("PUT /api/v1/namespaces/_/actions/ghost", body),
+                (f"POST /api/v1/namespaces/{publisher.namespace}/actions/pub/echo", body),
+                ("POST /events", event),
+            )
+            begun = [(stack.enter_context(half_sent(caller, request, body)), body) for request, body in requests]
+            if way == "rotate":
+                assert root.post(f"{PATH}/{name}/rotate").status_code == 200
+            else:
+                assert root.delete(f"{PATH}/{name}").status_code == 200
+            for connection, body in begun:
+                connection.send(body[10:])
+                assert connection.answer()[0] == 401
 
 
 def test_who_goes_on_putting_is_deleted_nevertheless(

@@ -102,7 +102,8 @@ class Authenticator:
         self._store = store
         self._signer = signer
         self._known: dict[bytes, tuple[Identity, float]] = {}
-        self._forgotten = 0
+        self.changes = 0
+        """How often keys have been withdrawn."""
 
     async def identify(self, header: str | None) -> Identity:
         """Who an Authorization header speaks for. Raises Refusal (401)."""
@@ -111,15 +112,15 @@ class Authenticator:
         digest = blake2b(header.encode("latin-1"), digest_size=16).digest()
         identity, until = self._known.get(digest, (None, 0.0))
         if identity is None or until < time.monotonic():
-            forgotten = self._forgotten
+            changes = self.changes
             identity, lasting = await self._look_up(header[6:])
-            if lasting and forgotten == self._forgotten:  # else it may have been withdrawn while it was looked up
+            if lasting and changes == self.changes:  # else it may have been withdrawn while it was looked up
                 self._remember(digest, identity)
         return identity
 
     def forget(self) -> None:
         """Keys have changed."""
-        self._forgotten += 1
+        self.changes += 1
         self._known.clear()
 
     async def _look_up(self, credentials: str) -> tuple[Identity, bool]:

@@ -67,7 +67,7 @@ class Front:
         answer = _Answer(call, send)
         try:
             response = await self._admit(request, call)
-            await (response or self._app)(scope, receive, answer.send)
+            await (response or self._app)(scope, self._watched(request, call, receive), answer.send)
         except ClientDisconnect:
             answer.status = answer.status or 499
         except Exception as e:
@@ -92,6 +92,21 @@ class Front:
         if path not in OPEN_PATHS and not path.startswith(OPEN_BELOW):
             await self._identify(call, request.headers.get("authorization"), optional=is_web)
         return None
+
+    def _watched(self, request: Request, call: Call, receive: Receive) -> Receive:
+        """Receives for a request that was let in. A body may take its time: if keys are withdrawn meanwhile, it is
+        asked once more who calls, so that no withdrawn key opens what was begun with it. May raise Refusal (401)."""
+        changes = self._authenticator.changes
+
+        async def receive_watched() -> Message:
+            message = await receive()
+            if self._authenticator.changes != changes and call.identity is not None:
+                is_web = web.target_of(request.scope["raw_path"]) is not None
+                call.identity = None
+                await self._identify(call, request.headers.get("authorization"), optional=is_web)
+            return message
+
+        return receive_watched
 
     async def _identify(self, call: Call, header: str | None, *, optional: bool) -> None:
         """`optional`: whoever has no key, or not a good one, is nobody. Raises Refusal (401)."""
