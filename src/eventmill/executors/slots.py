@@ -41,6 +41,7 @@ class Slots:
         if isinstance(self._map, mmap.mmap):
             self._map[:] = bytes(len(self._map))
             self._map.close()
+            self._map = bytearray()
 
 
 def _read(path: Path) -> frozenset[str]:
