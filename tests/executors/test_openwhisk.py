@@ -312,18 +312,26 @@ def test_a_large_integer_is_a_number() -> None:
     assert json.loads(of_document(document).ending.result) == {"a": float(1 << 70)}
 
 
-@pytest.mark.parametrize("said", [(302, b"", b"Location: /login\r\n"), (404, b"default backend", b""), (407, b"", b"")])
-def test_what_a_proxy_says_is_waited_for(own: Target, said: faulty.Fault) -> None:
+@pytest.mark.parametrize("status", [302, 404, 407])
+def test_what_a_proxy_says_is_waited_for_and_its_cookies_are_not_kept(own: Target, status: int) -> None:
+    heads: list[bytes] = []
+
+    def seen(head: bytes) -> bytes:
+        heads.append(head.lower())
+        return head
+
     async def work() -> None:
-        library, faults = Library(), Faults()
+        library, faults = Library(), Faults(edit=seen)
         action = library.text("def main(a): return {}", **SMALL)
         async with faulty.faulty(own.url, faults) as url, driving(own.executor(library, url=url)) as driver:
-            faults.add(said, said)
+            faults.add(*[(status, b"<html>", b"Location: /login\r\nSet-Cookie: session=proxy\r\n")] * 2)
             (end,) = await driver.run(attempt(action))
             assert end.status is Status.SUCCESS
             assert faults.calls in (3, 4), "once more where it had to be put first"
 
     asyncio.run(work())
+    assert heads
+    assert not [head for head in heads if b"\r\ncookie:" in head]
 
 
 def test_an_action_that_can_t_be_put(own: Target) -> None:

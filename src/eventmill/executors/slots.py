@@ -39,9 +39,9 @@ class Slots:
     def close(self) -> None:
         """After an orderly stop nothing counts as interrupted."""
         if isinstance(self._map, mmap.mmap):
-            self._map[:] = bytes(len(self._map))
-            self._map.close()
-            self._map = bytearray()
+            mapped, self._map = self._map, bytearray(len(self._map))
+            mapped[:] = self._map
+            mapped.close()
 
 
 def _read(path: Path) -> frozenset[str]:
