@@ -21,12 +21,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eventmill.entities.submit import ALLOWED, BoundDescription, parse
+from eventmill.entities.submit import ALLOWED, NEVER, BoundDescription, parse
 from eventmill.errors import InvalidConfig, InvalidDescription
 from eventmill.executors.archive import unpack
 from eventmill.executors.htcondor.description import (
     JOBS_PER_CLUSTER,
-    NEVER,
     Cluster,
     Facts,
     Sources,

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from eventmill.config import load
-from eventmill.executors.htcondor.description import INFORMATION, NEVER, allowed_commands, read_defaults
+from eventmill.entities.submit import NEVER
+from eventmill.executors.htcondor.description import INFORMATION, allowed_commands, read_defaults
 from tests.htcondor.pool import CondorPool
 from tests.server.mill import CONFIG, EVENTMILL, Mill, mill
 

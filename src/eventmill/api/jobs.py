@@ -11,10 +11,10 @@ from typing import Any
 
 from eventmill.api.errors import malformed
 from eventmill.config import Limits, Pool
-from eventmill.entities.submit import ALLOWED
+from eventmill.entities.submit import ALLOWED, NEVER
 from eventmill.errors import InvalidDescription
 from eventmill.executors import jobs
-from eventmill.executors.htcondor.description import NEVER, allowed_commands
+from eventmill.executors.htcondor.description import allowed_commands
 from eventmill.executors.htcondor.endings import read_policy
 
 

@@ -98,16 +98,26 @@ def _forget_ids(tx: Tx, ids: Sequence[bytes]) -> int:
 
 async def remove_orphans(store: Store, executors: Mapping[str, Executor], counts: Counter[str]) -> None:
     """Cancel held jobs that no activation knows: a server died between a job's acceptance and its record."""
-    for executor in executors.values():
-        held = await executor.held()
-        if not held:
+    for name, executor in executors.items():
+        try:
+            held = await executor.held()
+        except Unavailable as e:
+            _log.error("the audit of executor %s waits: %s", name, e)
             continue
-        known = await store.transact(partial(_recorded, handles=list(held.values())))
-        orphans: dict[str, str | None] = {id: handle for id, handle in held.items() if handle not in known}
-        if orphans:
-            _log.warning("removing %d held jobs that were never recorded", len(orphans))
-            counts["orphans"] += len(orphans)
-            executor.cancel(orphans)
+        except Exception:  # what one executor makes of what it finds is no reason to look at no other one
+            _log.exception("executor %s can't say what it holds", name)
+            continue
+        if held:
+            await _remove_orphans(store, executor, held, counts)
+
+
+async def _remove_orphans(store: Store, executor: Executor, held: Mapping[str, str], counts: Counter[str]) -> None:
+    known = await store.transact(partial(_recorded, handles=list(held.values())))
+    orphans: dict[str, str | None] = {id: handle for id, handle in held.items() if handle not in known}
+    if orphans:
+        _log.warning("removing %d held jobs that were never recorded", len(orphans))
+        counts["orphans"] += len(orphans)
+        executor.cancel(orphans)
 
 
 def _recorded(tx: Tx, handles: Sequence[str]) -> set[str]:

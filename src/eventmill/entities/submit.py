@@ -55,21 +55,50 @@ _WHY_REFUSED = {
 _META = frozenset({"include", "if", "elif", "else", "endif", "use", "error", "warning"})
 """Commands of HTCondor's configuration language; `error = file` is a statement all the same."""
 
-_RESERVED_ATTRIBUTES = frozenset({
-    "accountinggroup", "accountinggroupuser", "acctgroup", "acctgroupuser", "args", "arguments",
-    "checkpointdestination", "clusterid", "cmd", "containerimage", "dockerimage", "env", "environment", "err",
-    "executable", "exitbysignal", "gridresource", "in", "iwd", "jarfiles", "jobadinformationattrs", "jobbatchname",
-    "jobnotification", "jobstatus", "jobuniverse", "leavejobinqueue", "manifestdesired", "manifestdir", "noopjob",
-    "ntdomain", "osuser", "out", "outputdestination", "owner", "procid", "rank", "requirements", "requestcpus",
-    "requestdisk", "requestgpus", "requestmemory", "runasowner", "shouldtransferfiles", "universe", "user", "userlog",
-    "wantcontainer", "wantdocker", "wantioproxy", "wantremoteio", "whentotransferoutput",
+NEVER: frozenset[str] = frozenset({
+    # what runs, where its files are, and what becomes of them: typed, checked, or ours
+    "executable", "transfer_executable", "copy_to_spool", "arguments", "environment", "env", "getenv",
+    "allow_environment_from", "input", "output", "error", "stdin", "stdout", "stderr", "initialdir", "initial_dir",
+    "iwd", "remote_initialdir", "job_iwd", "universe", "container_image", "docker_image", "transfer_input",
+    "transfer_output", "transfer_error", "transfer_input_files", "transfer_output_files", "transfer_output_remaps",
+    "output_destination", "should_transfer_files", "when_to_transfer_output", "preserve_relative_paths",
+    "public_input_files", "append_files", "fetch_files", "compress_files", "local_files", "file_remaps",
+    "buffer_files", "jar_files", "stream_input", "stream_output", "stream_error", "manifest", "manifest_dir",
+    "checkpoint_destination", "skip_filechecks", "transfer_plugins", "vm_disk", "tool_daemon_cmd",
+    "tool_daemon_args", "tool_daemon_input",
+    # when it runs and when it is gone: one job for one activation, tried again by Eventmill alone
+    "hold", "queue", "log", "log_xml", "dagman_log", "job_ad_information_attrs", "max_materialize", "max_idle",
+    "materialize_max_idle", "leave_in_queue", "max_retries", "retry_until", "success_exit_code", "on_exit_hold",
+    "on_exit_hold_reason", "on_exit_hold_subcode", "on_exit_remove", "noop_job", "noop_job_exit_code",
+    "noop_job_exit_signal", "allowed_execute_duration", "cron_minute", "cron_hour", "cron_day_of_month",
+    "cron_month", "cron_day_of_week", "batch_id", "jobset",
+    # whose it is, and what would run on the access point or in its name
+    "run_as_owner", "accounting_group_user", "grid_resource", "hook_keyword", "x509userproxy", "use_x509userproxy",
+    "send_credential", "notification", "notify_user", "email_attributes", "use_scitokens", "scitokens_file",
+    "include", "use",
 })  # fmt: skip
+"""Commands that neither a namespace's list nor a pool's defaults can have (`environment` excepted, for defaults)."""
+
+_PLAIN_WORDS = frozenset({"queue", "use", "include", "log", "error", "output", "input", "hold", "priority"})
+"""Commands whose attributes are called otherwise, and whose names sites may have given to something else."""
+_OTHERWISE = frozenset({
+    "acctgroup", "acctgroupuser", "args", "clusterid", "cmd", "completiondate", "concurrencylimits", "env", "err",
+    "enteredcurrentstatus", "in", "jobadinformationattrs", "jobcurrentstartdate", "jobprio", "jobstatus",
+    "lastremotehost", "manifestdesired", "memoryusage", "ntdomain", "numjobstarts", "osuser", "out", "owner", "procid",
+    "returnvalue", "terminatedbysignal", "terminatednormally", "user", "wantcontainer",
+    "wantdocker", "wantioproxy", "wantremoteio",
+})  # fmt: skip
+_RESERVED_ATTRIBUTES = _OTHERWISE | {
+    name.replace("_", "") for name in (ALLOWED | NEVER) - _PLAIN_WORDS - {ANY_ATTRIBUTE}
+}
+"""Job attributes that a command says, or that say how a job has ended."""
 _RESERVED_PREFIXES = (
-    "eventmill", "dagman", "hold", "hook", "jobhook", "nordugrid", "oauthservices", "onexit", "periodic", "postarg",
-    "postcmd", "postenv", "prearg", "precmd", "preenv", "publicinput", "release", "remote_", "spool", "stagein",
-    "stageout", "stream", "submit", "tooldaemon", "transfer", "x509",
+    "cron", "dagman", "deferral", "eventmill", "exit", "hold", "hook", "jobhook", "jobset", "nordugrid",
+    "oauthservices", "onexit", "periodic", "postarg", "postcmd", "postenv", "prearg", "precmd", "preenv", "publicinput",
+    "release", "remote", "remove", "spool", "stagein", "stageout", "stream", "submit", "timerremove", "tooldaemon",
+    "transfer", "userlog", "x509",
 )  # fmt: skip
-"""Job attributes that say what runs, as whom, and which files it reaches: `+Cmd` would go round all our checks."""
+"""Those that say what runs, when, as whom, and which files it reaches: `+Cmd` would go round all our checks."""
 
 _KEY = re.compile(r"(?P<key>(?:\+|[Mm][Yy]\.)?[A-Za-z_][\w.]*)\s*=(?P<value>.*)\Z", re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
@@ -286,7 +315,8 @@ def _is_command(statement: Statement, key: str, allowed: Container[str], referre
 
 
 def _check_attribute(statement: Statement, name: str, allowed: Container[str]) -> None:
-    if name in _RESERVED_ATTRIBUTES or name.startswith(_RESERVED_PREFIXES) or "." in name:
+    reserved = name in _RESERVED_ATTRIBUTES or name.removeprefix("job") in _RESERVED_ATTRIBUTES
+    if reserved or name.startswith(_RESERVED_PREFIXES) or "." in name:
         raise InvalidDescription(
             f"'{statement.key}' is an attribute of HTCondor's or Eventmill's own; use the command for it",
             statement.line,

@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Final
 
 from eventmill.entities import macros, quoting
-from eventmill.entities.submit import ALLOWED, BoundDescription
+from eventmill.entities.submit import ALLOWED, NEVER, BoundDescription
 from eventmill.errors import InvalidConfig, InvalidDescription
 from eventmill.executors.htcondor.records import ACTIVATION
 from eventmill.executors.jobs import PARAMS_ENV, PARAMS_FILE, RESULT_ENV, RESULT_FILE
@@ -60,37 +60,14 @@ LOG_IN_JSON: Final = "2"
 SUBMITTED_HELD: Final = 15
 """HoldReasonCode of a job that was submitted held, and has not been released."""
 
-NEVER: Final = frozenset({
-    # what runs, where its files are, and what becomes of them: typed, checked, or ours
-    "executable", "transfer_executable", "copy_to_spool", "arguments", "environment", "env", "getenv",
-    "allow_environment_from", "input", "output", "error", "stdin", "stdout", "stderr", "initialdir", "initial_dir",
-    "iwd", "remote_initialdir", "job_iwd", "universe", "container_image", "docker_image", "transfer_input",
-    "transfer_output", "transfer_error", "transfer_input_files", "transfer_output_files", "transfer_output_remaps",
-    "output_destination", "should_transfer_files", "when_to_transfer_output", "preserve_relative_paths",
-    "public_input_files", "append_files", "fetch_files", "compress_files", "local_files", "file_remaps",
-    "buffer_files", "jar_files", "stream_input", "stream_output", "stream_error", "manifest", "manifest_dir",
-    "checkpoint_destination", "skip_filechecks", "transfer_plugins", "vm_disk", "tool_daemon_cmd",
-    "tool_daemon_args", "tool_daemon_input",
-    # when it runs and when it is gone: one job for one activation, tried again by Eventmill alone
-    "hold", "queue", "log", "log_xml", "dagman_log", "job_ad_information_attrs", "max_materialize", "max_idle",
-    "materialize_max_idle", "leave_in_queue", "max_retries", "retry_until", "success_exit_code", "on_exit_hold",
-    "on_exit_hold_reason", "on_exit_hold_subcode", "on_exit_remove", "noop_job", "noop_job_exit_code",
-    "noop_job_exit_signal", "allowed_execute_duration", "cron_minute", "cron_hour", "cron_day_of_month",
-    "cron_month", "cron_day_of_week", "batch_id", "jobset",
-    # whose it is, and what would run on the access point or in its name
-    "run_as_owner", "accounting_group_user", "grid_resource", "hook_keyword", "x509userproxy", "use_x509userproxy",
-    "send_credential", "notification", "notify_user", "email_attributes", "use_scitokens", "scitokens_file",
-    "include", "use",
-})  # fmt: skip
-"""Commands that neither a namespace's list nor a pool's defaults can have (`environment` excepted, for defaults)."""
-
 _TYPED: Final = {
     "request_memory": "request_memory_mb", "request_disk": "request_disk_kb", "request_gpus": "request_gpus",
     "allowed_job_duration": "duration_s_max",
 }  # fmt: skip
 _ATTRIBUTE: Final = re.compile(r"(?:\+|My\.)([A-Za-z_]\w*)\Z", re.IGNORECASE)
 _COMMAND: Final = re.compile(r"[A-Za-z_]\w*\Z")
-_UNNAMEABLE: Final = re.compile(r'[,"\\\x00-\x1f\x7f]|^\s|\s\Z|://')
+_UNNAMEABLE: Final = re.compile(r'[,"\\\x00-\x1f\x7f\ud800-\udfff]|^\s|\s\Z|://')
+"""Half characters are bytes of a name that is not UTF-8."""
 _BREAKS: Final = re.compile(r"[\x00\n\r]")
 _TRACEPARENT: Final = re.compile(r"[0-9a-f-]{1,64}\Z")
 

@@ -53,18 +53,19 @@ def of_event(event: JobEvent) -> jobs.Ending:
     if event.kind is Kind.ABORTED:
         return _removed(facts)
     if facts.get("TerminatedNormally", "ReturnValue" in facts):
-        return jobs.Ending(exit_code=int(facts.get("ReturnValue", 0)))
-    return jobs.Ending(signal=int(facts.get("TerminatedBySignal", 0)))
+        return jobs.Ending(exit_code=_integer(facts.get("ReturnValue")) or 0)
+    return jobs.Ending(signal=_integer(facts.get("TerminatedBySignal")) or 0)
 
 
 def of_ad(ad: Mapping[str, Any]) -> jobs.Ending:
     """A job's last ad; an empty one if neither queue nor history know it any more."""
     if ad.get("JobStatus") == REMOVED:
         return _removed(ad)
-    if ad.get("ExitBySignal") is True and "ExitSignal" in ad:
-        return jobs.Ending(signal=int(ad["ExitSignal"]))
-    if "ExitCode" in ad:
-        return jobs.Ending(exit_code=int(ad["ExitCode"]))
+    code, signal = _integer(ad.get("ExitCode")), _integer(ad.get("ExitSignal"))
+    if ad.get("ExitBySignal") is True and signal is not None:
+        return jobs.Ending(signal=signal)
+    if code is not None:
+        return jobs.Ending(exit_code=code)
     return jobs.Ending(lost=True)
 
 
@@ -117,6 +118,10 @@ def ended_ms(ad: Mapping[str, Any]) -> int:
 
 def _ms(seconds: Any) -> int:
     return int(seconds * 1000) if _is_number(seconds) else 0
+
+
+def _integer(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _is_number(value: Any) -> bool:

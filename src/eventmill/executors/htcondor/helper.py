@@ -228,7 +228,14 @@ class Bindings:
         return isinstance(error, self._h.HTCondorException)
 
     def _plain_ad(self, ad: Any) -> dict[str, Any]:
-        return {name: self._plain(value) for name, value in ad.items()}
+        return {name: self._attribute(ad, name) for name in ad}
+
+    def _attribute(self, ad: Any, name: str) -> Any:
+        """None for what is not UTF-8 (in a list the bindings make an error of their own of it)."""
+        try:
+            return self._plain(ad[name])
+        except (UnicodeDecodeError, SystemError):
+            return None
 
     def _plain(self, value: Any) -> Any:
         """As JSON has it: undefined and error are null, expressions their text."""

@@ -15,10 +15,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from eventmill.errors import Unavailable
+from eventmill.errors import EventmillError
 from eventmill.executors.htcondor import description, endings
 from eventmill.executors.htcondor.accounts import Accounts
 from eventmill.executors.htcondor.agenda import AGAIN_MAX_S, Agenda
+from eventmill.executors.htcondor.records import ACTIVATION
 from eventmill.executors.htcondor.reporting import Expected
 from eventmill.executors.htcondor.tracked import Register, Tracked, id_of
 
@@ -129,16 +130,17 @@ class Looker:
                     await self._look(identity, some)
                     self._when_looked()
                     self._said.pop(identity, None)
-                except Unavailable as e:
+                except EventmillError as e:
                     self._failed(identity, len(group), e)
                     unheard += group[start:]
                     break
         return unheard
 
-    def _failed(self, identity: str, count: int, why: Unavailable) -> None:
+    def _failed(self, identity: str, count: int, why: EventmillError) -> None:
+        """`count`: jobs that were looked for; 0: those that nobody knows."""
         self.counts["looks_failed"] += 1
         if self._said.get(identity) != str(why):
-            _log.error("%d jobs can't be looked for: %s", count, why)
+            _log.error("%s jobs can't be looked for: %s", count or "unknown", why)
         self._said[identity] = str(why)
 
     async def _look(self, identity: str, ids: Sequence[str]) -> None:
@@ -179,7 +181,8 @@ class Looker:
         for identity in self._accounts.identities():
             try:
                 found |= await self._orphans(identity, server)
-            except Unavailable:
+            except EventmillError as e:
+                self._failed(identity, 0, e)
                 unheard = True
                 continue
             for activation in found.keys() & sending():
@@ -192,10 +195,12 @@ class Looker:
         condor = self._accounts.condor(identity)
         owner = (await condor.ping())["identity"].partition("@")[0]  # anybody can set an attribute
         alive = f"JobStatus =!= {endings.REMOVED} && JobStatus =!= {endings.COMPLETED}"
-        constraint = f'EventmillServer == "{server}" && {alive} && Owner == "{owner}"'
-        ads = await condor.query(constraint, ["ClusterId", "ProcId", "EventmillActivation"])
+        # a job that was made by hand may have one attribute and not the other, or an expression
+        ours = f'EventmillServer == "{server}" && isString(EventmillActivation)'
+        constraint = f'{ours} && {alive} && Owner == "{owner}"'
+        ads = await condor.query(constraint, ["ClusterId", "ProcId", ACTIVATION])
         unknown = [ad for ad in ads if id_of(ad) not in self._register.jobs and id_of(ad) not in self.given_up]
-        found = {id_of(ad): str(ad["EventmillActivation"]) for ad in unknown}
+        found = {id_of(ad): activation for ad in unknown if isinstance(activation := ad.get(ACTIVATION), str)}
         others = {id: whose for id, whose in self.strays.items() if whose != identity}
         self.strays = others | dict.fromkeys(found, identity)
         return {activation: id for id, activation in found.items()}

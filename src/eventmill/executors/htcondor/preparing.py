@@ -6,6 +6,7 @@ once it is used. Blocking; used in threads, for different jobs at once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import orjson
 
 from eventmill.config import Pool
-from eventmill.errors import EventmillError, InvalidInput
+from eventmill.errors import InvalidInput
 from eventmill.executors.base import Attempt, CodeSource
 from eventmill.executors.htcondor import description, endings
 from eventmill.executors.htcondor.accounts import Accounts
@@ -73,7 +74,7 @@ class Preparer:
         for attempt in attempts:
             try:
                 outcomes.append(self._prepare(attempt, found))
-            except (EventmillError, OSError) as e:
+            except Exception as e:  # whatever it is: the other attempts have no part in it
                 outcomes.append(e)
         return outcomes
 
@@ -108,7 +109,7 @@ class Preparer:
         facts = description.Facts(
             activation=attempt.activation, attempt=attempt.number, action=action.qualified, batch_name=action.qualified,
             room=room, code=code, memory_mb=action.limits.memory_mb,
-            limit_s=action.limits.timeout_ms // 1000 if action.limits.timeout_ms else None,
+            limit_s=math.ceil(action.limits.timeout_ms / 1000) if action.limits.timeout_ms else None,
             traceparent=attempt.traceparent,
         )  # fmt: skip
         return Prepared(attempt, job, description.job_commands(bound, facts, self._terms, sources))

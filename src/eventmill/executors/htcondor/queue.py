@@ -15,7 +15,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,11 @@ import orjson
 
 from eventmill.config import Pool
 from eventmill.entities import Status
-from eventmill.errors import InvalidConfig
+from eventmill.errors import InvalidConfig, Unavailable
 from eventmill.executors import jobs
 from eventmill.executors.background import Background, Threads
 from eventmill.executors.base import Attempt, CodeSource, Executor, Finished, Found, Recorded, Report, Started
-from eventmill.executors.delivery import Delivery
+from eventmill.executors.delivery import Delivery, repeated
 from eventmill.executors.htcondor import description, endings
 from eventmill.executors.htcondor.accounts import Accounts
 from eventmill.executors.htcondor.following import FinalAds, LogFollower
@@ -97,6 +97,10 @@ class CondorQueue(Executor):
             self._accounts, self._register, seen=self._seen, left=self._left, looked=self._may_order
         )  # fmt: skip
         self._denials = 0
+        self._waiting: dict[str, str] = {}
+        """Why what jobs have left could not be delivered yet, by cluster.proc."""
+        self._upkeep_failures = 0
+        self._upkeep_trouble = ""
         self._server = ""
         self._log = None if self.event_log is None else LogFollower(self.event_log, self._happened)
         self._final_ads = None if pool.history_dir is None else FinalAds(pool.history_dir, self._left_for_good)
@@ -189,9 +193,23 @@ class CondorQueue(Executor):
         for tracked in gone:
             self._register.drop(tracked)
         if gone:
-            self._background.go(self._threads.run(self._rooms.clear, [t.job for t in gone]))
+            self._clear([(t.job.activation, t.job.attempt) for t in gone])
             if self._final_ads is not None:
                 self._background.go(self._final_ads.forget([t.id for t in gone]))
+
+    def _clear(self, keys: Sequence[tuple[str, int]]) -> None:
+        self._background.go(self._upkeep(self._threads.run(self._rooms.clear, keys)))
+
+    async def _upkeep(self, work: Awaitable[None]) -> None:
+        """What no job depends on: if it can't be done now, the audit does it."""
+        try:
+            await work
+            self._upkeep_trouble = ""
+        except Unavailable as e:
+            self._upkeep_failures += 1
+            if str(e) != self._upkeep_trouble:
+                _log.error("pool %s: can't clear up: %s", self._name, e)
+            self._upkeep_trouble = str(e)
 
     async def held(self) -> dict[str, str]:
         """Orphans: jobs of ours in the queue that this server does not know. It is asked for them after a start,
@@ -201,7 +219,7 @@ class CondorQueue(Executor):
             self._audited = time.monotonic()
             await self._audit()
         if self._own_log is not None:
-            await self._threads.run(self._rooms.rotate, self._own_log)
+            await self._upkeep(self._threads.run(self._rooms.rotate, self._own_log))
         if not self._looker.suspects:
             return {}
         found = await self._looker.orphans(self._server, self._sending)
@@ -212,7 +230,7 @@ class CondorQueue(Executor):
         doubtful = [t for t in known if t.stage is Stage.RELEASED or t.removed_for is not None]
         self._looker.audit(t.id for t in doubtful if not t.is_over)
         kept = {*self._register.attempts, *self._pending()}
-        await self._threads.run(self._rooms.clear_left, kept, ROOMS_KEPT_S)
+        await self._upkeep(self._threads.run(self._rooms.clear_left, kept, ROOMS_KEPT_S))
         if self._final_ads is not None:
             await self._final_ads.clear_left(ROOMS_KEPT_S)
 
@@ -232,6 +250,8 @@ class CondorQueue(Executor):
             troubles.add(f"there is no event log {log}: ends are seen every ten minutes only")
         if self._log is not None and self._log.trouble:
             troubles.add(self._log.trouble)
+        if self._waiting:
+            troubles.add(f"{len(self._waiting)} jobs have ended; {next(iter(self._waiting.values()))}")
         stages = Counter(t.stage for t in self._register.jobs.values())
         waiting = len(self._pending())
         line = f"{stages[Stage.HELD]} jobs held, {stages[Stage.RELEASED]} released, {waiting} to be submitted"
@@ -240,7 +260,7 @@ class CondorQueue(Executor):
     def counts(self) -> Mapping[str, int]:
         """How often schedds were asked, by what; what the audit has found that nobody had told; what went wrong."""
         counts = self._accounts.calls()
-        counts.update({**self._looker.counts, "orders_denied": self._denials})
+        counts.update({**self._looker.counts, "orders_denied": self._denials, "upkeep_failed": self._upkeep_failures})
         for reader in (self._log, self._final_ads):
             counts.update({} if reader is None else reader.counts())
         return counts
@@ -256,6 +276,11 @@ class CondorQueue(Executor):
         if cancelled:
             self._take_away(tracked, jobs.Ending(cancelled=True), "cancelled")
         self._background.report(self._register.accepted(tracked))
+
+    def _refused(self, finished: Finished) -> None:
+        """There is no job, and will be none."""
+        self._clear([(finished.activation, finished.attempt)])
+        self._background.report(finished)
 
     def _suspect(self) -> None:
         self._looker.suspects = True
@@ -290,7 +315,7 @@ class CondorQueue(Executor):
         if identity not in self._submitters:
             submitter = self._submitters[identity] = Submitter(
                 self._name, identity, self._accounts, self._preparer, self._threads,
-                accepted=self._accepted, refused=self._background.report, unsure=self._suspect,
+                accepted=self._accepted, refused=self._refused, unsure=self._suspect,
             )  # fmt: skip
             self._background.go(submitter.run())
         return self._submitters[identity]
@@ -389,17 +414,26 @@ class CondorQueue(Executor):
     async def _end(self, tracked: Tracked, time_ms: int, facts: Mapping[str, Any], ending: jobs.Ending) -> None:
         job = tracked.job
         try:
-            tracked.finished = await self._threads.run(self._concluded, tracked, time_ms, facts, ending)
+            tracked.finished = await repeated(
+                lambda: self._threads.run(self._concluded, tracked, time_ms, facts, ending),
+                lambda why: self._undelivered(tracked, why),
+            )
         except Exception as e:
             _log.exception("pool %s: what job %s has left can't be dealt with", self._name, tracked.id)
-            error = orjson.dumps({"error": f"what the job has left can't be dealt with: {type(e).__name__}: {e}"})
+            text = f"what the job has left can't be dealt with: {type(e).__name__}: {e}"
+            error = orjson.dumps({"error": text.encode(errors="replace").decode()})
             tracked.finished = Finished(
                 activation=job.activation, attempt=job.attempt, status=Status.INTERNAL_ERROR, result=error, final=False,
                 started_ms=tracked.started_ms or time_ms, ended_ms=time_ms, handle=self._register.handle(tracked.id),
             )  # fmt: skip
+        self._waiting.pop(tracked.id, None)
         reached("delivered")
         tracked.stage = Stage.ENDED
         self._background.report(tracked.finished)
+
+    def _undelivered(self, tracked: Tracked, why: str) -> None:
+        self._waiting[tracked.id] = why
+        _log.error("pool %s: job %s: %s; it is tried again", self._name, tracked.id, why)
 
     def _concluded(self, tracked: Tracked, time_ms: int, facts: Mapping[str, Any], ending: jobs.Ending) -> Finished:
         """In a thread: what the job has left is delivered. Without its room nobody knows what that was."""

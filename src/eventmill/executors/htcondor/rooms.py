@@ -7,7 +7,7 @@
     code/<digest>/     an archive, unpacked; read by all jobs of that code
                        (and our wrapper, for jobs that report their own ends)
     log/jobs.log       the jobs' events, where the pool's own log can't be read
-    facts/             what has to be known of a job when it has ended, if there is something
+    facts/             what has to be known of a job when it has ended, if there is something; and which code is its
     rooms/<activation>.<attempt>/
         params.json    transferred in
         .eventmill-end.json  transferred in: where to report the end, and the right to do so
@@ -21,7 +21,9 @@ job is submitted and goes when its end is recorded. Blocking; used in threads, f
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import logging
 import os
 import pwd
 import secrets
@@ -29,8 +31,8 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -52,6 +54,15 @@ LOG_BYTES_MAX = 64 << 20
 LOGS_KEPT = 2
 ARCHIVES_KEPT = 16
 """Descriptions that are kept read."""
+DEPTH_MAX = 100
+"""Directories in each other that a job may leave in a shared room."""
+
+_AWAY = ".away-"
+"""How the names of rooms begin that are being removed."""
+_PROGRAM = "program-"
+"""How the names of directories of ours begin among the codes."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +122,7 @@ class Rooms:
         self._archives: dict[tuple[str, frozenset[str]], JobArchive] = {}
 
     def open(self) -> str:
-        """Take the directory; the number that jobs of this server have. Codes go when there is no job. Raises
+        """Take the directory; the number that jobs of this server have. Codes go that no job has. Raises
         Unavailable if another server has it."""
         for name in ("log", "identities", "facts"):
             (self._root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -136,7 +147,7 @@ class Rooms:
 
     def is_empty(self) -> bool:
         """Whether there is no job, as far as rooms tell."""
-        return not any(self.place.iterdir())
+        return all(room.name.startswith(_AWAY) for room in self.place.iterdir())
 
     def has(self, activation: str, attempt: int) -> bool:
         return self._path(activation, attempt).exists()
@@ -147,7 +158,11 @@ class Rooms:
         return file.read_text() if file.exists() else ""
 
     def remember(self, name: str, text: str) -> None:
-        """Keep a line, durably, until it is replaced."""
+        """Keep a line, durably, until it is replaced. Raises Unavailable."""
+        with _available():
+            self._remember(name, text)
+
+    def _remember(self, name: str, text: str) -> None:
         part = self._root / f"{name}.part"
         with part.open("w") as file:
             file.write(text)
@@ -155,8 +170,10 @@ class Rooms:
             os.fsync(file.fileno())
         part.replace(self._root / name)
         directory = os.open(self._root, os.O_RDONLY)
-        os.fsync(directory)
-        os.close(directory)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
     def close(self) -> None:
         if self._lock is not None:
@@ -173,14 +190,24 @@ class Rooms:
         """Make the room of a job that is about to be submitted. `order`: what its wrapper is told."""
         room = self.room(job)
         if self._shared:
-            shutil.rmtree(room, ignore_errors=True)  # it may have been somebody's already
-        furnish(room, job.description, params)
+            self._put_away(room)  # it may have been somebody's already
+        furnish(room, job.description, params, is_new=self._shared)
         if order is not None:
-            with open(os.open(room / ORDER_FILE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                file.write(order)
+            _write(f"{room}/{ORDER_FILE}", order, is_new=self._shared)
+        self._names_code(job)
         if not job.is_plain:
             self._facts(job.activation, job.attempt).write_bytes(job.to_json())
         return room
+
+    def _put_away(self, room: Path) -> None:
+        """Make place for a new room, whatever the owner of the old one does meanwhile."""
+        try:
+            os.chown(room, os.getuid(), os.getgid(), follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        away = room.with_name(f"{_AWAY}{secrets.token_hex(8)}")
+        room.rename(away)
+        _remove(away)
 
     def take_in(self, job: Job, files: description.Sources, results: Path) -> description.Sources:
         """The same files, those below `results` in the furnished room. Raises InvalidDescription."""
@@ -196,15 +223,20 @@ class Rooms:
         """Not in the room, which may be another account's."""
         return self._root / "facts" / f"{activation}.{attempt}.json"
 
+    def _names_code(self, job: Job) -> None:
+        """A link as a note: one call, for thousands of jobs."""
+        with suppress(FileExistsError):
+            os.symlink(job.code, self._root / "facts" / f"{job.activation}.{job.attempt}.code")
+
     def was_used(self, job: Job) -> bool:
         """Whether HTCondor has put something there: it always does, before a job ends."""
         return (self.room(job) / "stdout").exists()
 
     def take_back(self, job: Job) -> None:
-        """The job has ended: what it has left is the server's account's from now on."""
+        """The job has ended: what it has left is the server's account's from now on. Raises OSError."""
         if self._shared and self.room(job).exists():
-            _give(self.room(job), (os.getuid(), os.getgid()))
-            _without_links(self.room(job))
+            _seize(self.room(job))
+            (self.room(job) / "scratch").mkdir(exist_ok=True)
 
     def job(self, activation: str, attempt: int, namespace: str) -> Job:
         """A job as its room remembers it; a plain one leaves nothing to be remembered."""
@@ -217,26 +249,36 @@ class Rooms:
                 logs_bytes=LOG_TAIL_BYTES,
             )  # fmt: skip
 
-    def clear(self, gone: Sequence[Job]) -> None:
-        """The ends of these are recorded."""
-        for job in gone:
-            shutil.rmtree(self.room(job), ignore_errors=True)
-            self._facts(job.activation, job.attempt).unlink(missing_ok=True)
+    def clear(self, gone: Iterable[tuple[str, int]]) -> None:
+        """The ends of these (activation, attempt) are recorded, or there will be none. Raises Unavailable."""
+        for key in gone:
+            self._clear(self._path(*key))
+
+    def _clear(self, room: Path) -> None:
+        _remove(room)
+        with _available():
+            for kind in ("json", "code"):
+                (self._root / "facts" / f"{room.name}.{kind}").unlink(missing_ok=True)
 
     def clear_left(self, kept: Collection[tuple[str, int]], after_s: float) -> None:
         """Clear rooms of jobs that are none of these (activation, attempt), and older: a server was killed when a
-        job's end had been recorded, or before it was submitted."""
+        job's end had been recorded, or before it was submitted. Raises Unavailable."""
         names = {f"{activation}.{attempt}" for activation, attempt in kept}
         before = time.time() - after_s
-        for entry in os.scandir(self.place):
-            with suppress(FileNotFoundError):  # it is being cleared
+        with _available():
+            entries = list(os.scandir(self.place))
+        for entry in entries:
+            with _available(), suppress(FileNotFoundError):  # it is being cleared
                 if entry.name not in names and entry.stat(follow_symlinks=False).st_mtime < before:
-                    shutil.rmtree(entry.path, ignore_errors=True)
-                    (self._root / "facts" / f"{entry.name}.json").unlink(missing_ok=True)
+                    self._clear(Path(entry.path))
 
     def rotate(self, log: Path) -> None:
         """Let our own job log begin anew when it has become long: its reader follows renamed files, and who has one
-        open goes on writing there. What is older than the reader looks is what the audit is for."""
+        open goes on writing there. What is older than the reader looks is what the audit is for. Raises Unavailable."""
+        with _available():
+            self._rotate(log)
+
+    def _rotate(self, log: Path) -> None:
         if not log.exists() or log.stat().st_size < LOG_BYTES_MAX:
             return
         names = [log, *(log.with_name(f"{log.name}.{n}") for n in range(1, LOGS_KEPT + 1))]
@@ -264,7 +306,7 @@ class Rooms:
     def program(self, name: str, text: bytes) -> Path:
         """A program of ours where HTCondor can read it, whoever it acts for. One of another version stays beside it, as
         long as there are jobs."""
-        path = self.code(blake2b(text, digest_size=16).hexdigest()) / name
+        path = self.code(f"{_PROGRAM}{blake2b(text, digest_size=16).hexdigest()}") / name
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             path.parent.chmod(0o755)
@@ -275,9 +317,25 @@ class Rooms:
         return path
 
     def _drop_codes(self) -> None:
-        if self.is_empty():
-            for entry in (self._place / "code").iterdir():
-                shutil.rmtree(entry, ignore_errors=True)
+        """Remove the codes that no job has. Programs of ours stay as long as there is any job; so does everything
+        while there is a room that an earlier version has made, which has noted no code."""
+        codes = {path.stem: os.readlink(path) for path in (self._root / "facts").glob("*.code")}
+        rooms = [room.name for room in self.place.iterdir() if not room.name.startswith(_AWAY)]
+        if any(room not in codes for room in rooms):
+            return
+        kept = {codes[room] for room in rooms}
+        for entry in (self._place / "code").iterdir():
+            if entry.name not in kept and not (rooms and entry.name.startswith(_PROGRAM)):
+                _remove(entry)
+
+
+@contextmanager
+def _available() -> Iterator[None]:
+    """What can't be done to a file now may be later."""
+    try:
+        yield
+    except OSError as e:
+        raise Unavailable(f"{e.strerror}: {e.filename}") from e
 
 
 def _account(name: str) -> tuple[int, int]:
@@ -289,35 +347,63 @@ def _account(name: str) -> tuple[int, int]:
 
 
 def _give(room: Path, owner: tuple[int, int]) -> None:
-    """Everything in a room, never through a link, to an account that nobody else can look over the shoulder of."""
-    os.lchown(room, *owner)  # first: from now on nobody else gets in
-    room.chmod(0o700)
-    for _, names, files, descriptor in os.fwalk(room):  # by descriptors, so that no directory is swapped for a link
-        for name in (*names, *files):
-            with suppress(FileNotFoundError):
-                os.chown(name, *owner, dir_fd=descriptor, follow_symlinks=False)
-
-
-def _without_links(room: Path) -> None:
-    """Links are never delivered; in another account's room they could lead the server anywhere."""
+    """Everything in a room of ours to an account; the room comes last, so that nobody is in it meanwhile."""
     for _, names, files, descriptor in os.fwalk(room):
         for name in (*names, *files):
-            if stat.S_ISLNK(os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode):
-                os.unlink(name, dir_fd=descriptor)
-    (room / "scratch").mkdir(exist_ok=True)
+            os.chown(name, *owner, dir_fd=descriptor, follow_symlinks=False)
+    os.chown(room, *owner, follow_symlinks=False)
 
 
-def furnish(room: Path, bound: BoundDescription, params: bytes) -> None:
-    """Make the room of a job that is about to be submitted. Repeating it is harmless as long as the job has not run.
+def _seize(name: str | Path, above: int | None = None, depth: int = 0) -> None:
+    """A directory is the server's account's again, and there are nothing but files and directories in it. Each one is
+    closed to its owner before anybody looks at what is in it, also to his processes that are there already. Raises
+    OSError."""
+    if depth > DEPTH_MAX:
+        raise OSError(errno.ELOOP, f"more than {DEPTH_MAX} directories in each other")
+    directory = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+    try:
+        os.fchown(directory, os.getuid(), os.getgid())
+        os.fchmod(directory, 0o700)
+        for entry in os.listdir(directory):
+            mode = os.stat(entry, dir_fd=directory, follow_symlinks=False).st_mode
+            if stat.S_ISDIR(mode):
+                _seize(entry, directory, depth + 1)
+            elif stat.S_ISREG(mode):
+                os.chown(entry, os.getuid(), os.getgid(), dir_fd=directory, follow_symlinks=False)
+            else:  # a link could lead the server anywhere, a pipe stop it
+                os.unlink(entry, dir_fd=directory)
+    finally:
+        os.close(directory)
+
+
+def _remove(path: Path | str) -> None:
+    """A directory and all in it. What can't be removed stays, and is tried again by the audit."""
+    try:
+        shutil.rmtree(path, ignore_errors=True)
+    except RecursionError:
+        _log.error("%s has too many directories in each other to be removed", path)
+
+
+def _write(path: str, data: bytes, *, is_new: bool) -> None:
+    flags = os.O_EXCL if is_new else os.O_TRUNC
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | flags, 0o600), "wb", 0) as file:
+        file.write(data)
+
+
+def furnish(room: Path, bound: BoundDescription, params: bytes, *, is_new: bool = False) -> None:
+    """Make the room of a job that is about to be submitted. Repeating it is harmless as long as the job has not run,
+    unless it `is_new`: then there must be none.
 
     The scratch directory is empty, so that all that arrives in it is output (there is no `inputs.json`). A job that
     names its output files gets an empty result first: HTCondor holds a job that leaves out a file that was named.
     """
     path = str(room)  # thousands are made in a row: paths as text, and no question that need not be asked
-    os.makedirs(path, exist_ok=True)
+    if is_new:
+        os.mkdir(path, 0o700)
+    else:
+        os.makedirs(path, exist_ok=True)
     with suppress(FileExistsError):
         os.mkdir(f"{path}/scratch")
-    with open(f"{path}/{PARAMS_FILE}", "wb", 0) as file:
-        file.write(params)
+    _write(f"{path}/{PARAMS_FILE}", params, is_new=is_new)
     if bound.outputs is not None:
-        (room / RESULT_FILE).write_bytes(b"{}")
+        _write(f"{path}/{RESULT_FILE}", b"{}", is_new=is_new)

@@ -153,12 +153,6 @@ class Submitter:
         self.sending = frozenset(each.attempt.activation for each in members)
         try:
             ids = await self._accounts.condor(self._identity).submit(cluster.commands, cluster.items)
-        except InvalidInput as e:
-            if len(members) > 1:  # one of them is refused: which one, the halves tell
-                half = len(members) // 2
-                return [*await self._submit(members[:half]), *await self._submit(members[half:])]
-            self._refuse((members[0].attempt.activation, members[0].attempt.number), e)
-            return []
         except TooMany as e:
             self._shrink(len(members), e)
             return members
@@ -167,6 +161,15 @@ class Submitter:
             self._pause_s = min(self._pause_s * 2 or AGAIN_S, AGAIN_MAX_S)
             self._say(e)
             return members
+        except Exception as e:
+            if not isinstance(e, InvalidInput):
+                _log.exception("pool %s: %d jobs can't be submitted together", self._name, len(members))
+                self._unsure()
+            if len(members) > 1:  # one of them is refused: which one, the halves tell
+                half = len(members) // 2
+                return [*await self._submit(members[:half]), *await self._submit(members[half:])]
+            self._refuse((members[0].attempt.activation, members[0].attempt.number), e)
+            return []
         finally:
             self.sending = frozenset()
         reached("submitted")
@@ -202,13 +205,16 @@ class Submitter:
         attempt = self.pending.pop(key)
         self._dropped.discard(key)
         own = isinstance(why, EventmillError)
-        text = str(why) if own else f"can't submit the job: {getattr(why, 'strerror', why)}"
+        if not own and not isinstance(why, OSError):
+            _log.error("pool %s: activation %s can't be submitted", self._name, attempt.activation, exc_info=why)
+        text = str(why) if own else f"can't submit the job: {getattr(why, 'strerror', None) or why}"
         status = Status.DEVELOPER_ERROR if own else Status.INTERNAL_ERROR
         self._refused(_unsubmitted(attempt, text, status, final=own))
 
 
 def _unsubmitted(attempt: Attempt, error: str, status: Status, *, final: bool) -> Finished:
     now = int(time.time() * 1000)
+    error = error.encode(errors="replace").decode()  # a file's name may be in it that is not UTF-8
     return Finished(
         activation=attempt.activation, attempt=attempt.number, status=status, result=orjson.dumps({"error": error}),
         final=final, started_ms=now, ended_ms=now,

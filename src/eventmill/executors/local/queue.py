@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import os
 import signal
 import time
@@ -30,7 +31,7 @@ from eventmill.entities import Status
 from eventmill.errors import EventmillError, InvalidConfig, InvalidDescription, InvalidInput
 from eventmill.executors.background import Background
 from eventmill.executors.base import Accepted, Attempt, CodeSource, Executor, Finished, Found, Recorded, Report, Started
-from eventmill.executors.delivery import Delivery
+from eventmill.executors.delivery import Delivery, repeated
 from eventmill.executors.jobs import JobArchive, read_archive
 from eventmill.executors.local import shim
 from eventmill.executors.local.ending import Ender
@@ -38,6 +39,8 @@ from eventmill.executors.local.records import Claim, End, Job
 from eventmill.executors.local.slots import Slots
 from eventmill.executors.local.spool import Remembered, Spool
 from eventmill.executors.local.starting import Starter
+
+_log = logging.getLogger(__name__)
 
 ARCHIVES_KEPT = 16
 """Codes whose archive is kept ready for the next job."""
@@ -359,7 +362,10 @@ class LocalQueue(Executor):
 
     async def _end(self, tracked: _Tracked) -> None:
         handle = self._handle(tracked.job.cluster)
-        tracked.finished = await self._in_worker(self._ender.end, tracked.job, handle)
+        tracked.finished = await repeated(
+            lambda: self._in_worker(self._ender.end, tracked.job, handle),
+            lambda why: _log.error("job %s: %s; it is tried again", tracked.job.cluster, why),
+        )
         tracked.stage = Stage.ENDED
         self._background.report(tracked.finished)
 
