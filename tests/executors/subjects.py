@@ -27,6 +27,9 @@ class Subject(ABC):
     """Whether what runs goes on when the executor is stopped, or its server dies."""
     in_order = True
     """Whether attempts begin in the order in which they were submitted. A pool of machines promises nothing."""
+    ends_in_order = True
+    """Whether those that run one after the other are reported so. Logs that are fetched after the end may overtake each
+    other."""
 
     @abstractmethod
     def make(self, state_dir: Path, *, width: int = 2) -> Executor: ...
@@ -80,6 +83,8 @@ class PoolSubject(Subject):
 
 class OpenWhiskSubject(PoolSubject):
     """The same functions, run by whoever speaks OpenWhisk's API at `url`."""
+
+    ends_in_order = False
 
     def __init__(self, url: str, key: str) -> None:
         self._url, self._key = url, key
