@@ -680,8 +680,8 @@ def test_final_ads_wait_come_and_go(tmp_path: Path) -> None:
         again = aiter(HistoryDir(directory))
         ads = await take(again, 3)
         assert [each.cluster for each in ads] == [9, 10, 100]
-        await outbox.delete(ads[:2])
-        await outbox.delete(ads[:2])
+        await outbox.delete(ad.file for ad in ads[:2])
+        await outbox.delete(ad.file for ad in ads[:2])
         assert os.listdir(directory) == ["history.100.0"]
         await again.aclose()  # type: ignore[attr-defined]
 

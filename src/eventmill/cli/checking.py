@@ -20,6 +20,7 @@ from eventmill.config import Functions, HttpFunctions, Pool, Settings
 from eventmill.errors import InvalidConfig, Unavailable
 from eventmill.events import PathTable
 from eventmill.executors.htcondor.description import allowed_commands, read_defaults
+from eventmill.executors.htcondor.rooms import spool_problem
 from eventmill.executors.openwhisk import OpenWhisk
 
 
@@ -47,7 +48,7 @@ def components(settings: Settings) -> Iterator[Component]:
     yield from _services(settings.functions.http)
     for name, pool in settings.pools.items():
         if pool.kind == "htcondor":
-            yield from _condor(f"pools.{name}", pool)
+            yield from _condor(f"pools.{name}", pool, settings.server.data_dir)
     for source in settings.files:
         yield _source(f"files {source.path}", source.path)
     for row in settings.paths:
@@ -168,7 +169,7 @@ def _services(http: HttpFunctions) -> Iterator[Component]:
             yield Component(f"functions.http {host}", False, str(e))
 
 
-def _condor(name: str, pool: Pool) -> Iterator[Component]:
+def _condor(name: str, pool: Pool, data_dir: Path) -> Iterator[Component]:
     """The bindings, the files and the commands of a pool; the schedd is for the running server to ask."""
     found = importlib.util.find_spec("htcondor2") is not None
     yield Component(name, found, "bindings found" if found else "no bindings: pip install 'eventmill[htcondor]'")
@@ -185,6 +186,11 @@ def _condor(name: str, pool: Pool) -> Iterator[Component]:
             yield Component(f"{name}.{key}", readable, str(path) if readable else f"{path} can't be read by this user")
     if pool.event_log is not None:
         yield _event_log(f"{name}.event_log", pool.event_log)
+    if pool.history_dir is not None:
+        yield _history_dir(f"{name}.history_dir", pool.history_dir)
+    if pool.spool_dir is not None:
+        problem = spool_problem(pool.spool_dir, outside=data_dir)
+        yield Component(f"{name}.spool_dir", problem is None, problem or str(pool.spool_dir))
 
 
 def _event_log(name: str, path: Path) -> Component:
@@ -196,6 +202,12 @@ def _event_log(name: str, path: Path) -> Component:
     with path.open("rb") as log:
         is_json = log.read(1) in (b"", b"{")
     return Component(name, is_json, str(path) if is_json else f"{path}: EVENT_LOG_FORMAT_OPTIONS = JSON is needed")
+
+
+def _history_dir(name: str, path: Path) -> Component:
+    """What has been read is removed from there."""
+    usable = path.is_dir() and os.access(path, os.R_OK | os.W_OK | os.X_OK)
+    return Component(name, usable, str(path) if usable else f"{path} is no directory that this user can write")
 
 
 def _source(name: str, path: Path) -> Component:

@@ -7,7 +7,6 @@ schedd has them. Both are remembered on disk before they matter. Belongs to the 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -16,16 +15,15 @@ from pathlib import Path
 from eventmill.config import Pool
 from eventmill.errors import InvalidConfig, Unavailable
 from eventmill.executors.background import Threads
-from eventmill.executors.htcondor.agenda import AGAIN_S
 from eventmill.executors.htcondor.client import Condor, OtherSchedd, Pin
 from eventmill.executors.htcondor.rooms import Rooms
-
-_log = logging.getLogger(__name__)
 
 SELF = ""
 """The identity of namespaces without a token: the server's own account."""
 SCHEDD, NAMESPACE = "schedd", "namespace"
 """What is remembered."""
+START_TIMEOUT_S = 5.0
+"""A server's start does not wait longer for a schedd."""
 
 
 class Accounts:
@@ -42,23 +40,26 @@ class Accounts:
         self._only_namespace = ""
         self.owners: dict[str, str] = {}
         """Whose jobs those of an identity are, where that was asked."""
+        self._asked: dict[str, int] = {}
+        """Which of an identity's helpers was asked it: the next one has read its token anew."""
 
     async def open(self) -> None:
         """Recall what was remembered. If another schedd answers than the one that has the jobs, InvalidConfig is
         raised; it is taken if there is no job."""
         self._pin.name = await self._threads.run(self._rooms.recall, SCHEDD)
         self._only_namespace = await self._threads.run(self._rooms.recall, NAMESPACE)
-        condor = self.condor(next(iter(self.identities())))
+        condor = self.asker(SELF)
         try:
-            await condor.ping()
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await condor.ping()
         except OtherSchedd as e:
             if not await self._threads.run(self._rooms.is_empty):
                 raise InvalidConfig(self._elsewhere(str(e))) from e
             self._pin.name = ""
             with suppress(Unavailable):
                 await condor.ping()
-        except Unavailable:
-            pass  # it is said in `condition`; jobs wait
+        except (Unavailable, TimeoutError):
+            pass  # it is said in `condition`; jobs wait. Whoever answers later has to be the one that has the jobs, too
 
     def _elsewhere(self, what: str) -> str:
         return (
@@ -93,20 +94,24 @@ class Accounts:
             )
         return self._condors[identity]
 
+    def asker(self, identity: str) -> Condor:
+        """Who can look for jobs of an identity: itself, or any other one if its token is gone."""
+        return self.condor(identity if self.may_ask(identity) else next(iter(self.identities())))
+
     async def settle(self, identity: str, namespaces: Sequence[str]) -> None:
         """Jobs of these are about to be prepared. Without tokens the first namespace ever is the only one. Where the
-        pool acts as the jobs' owners, it is asked who they will be, until it says so."""
+        pool acts as the jobs' owners, it is asked who they will be. Raises Unavailable."""
         if not self._pool.tokens and not self._only_namespace:
+            await self._threads.run(self._rooms.remember, NAMESPACE, namespaces[0])
             self._only_namespace = namespaces[0]
-            await self._threads.run(self._rooms.remember, NAMESPACE, self._only_namespace)
-        asks = self._pool.spool_dir is not None and self.may_ask(identity)
-        while asks and identity not in self.owners:
-            try:
-                ping = await self.condor(identity).ping()
-                self.owners[identity] = str(ping["identity"]).partition("@")[0]
-            except Unavailable as e:
-                _log.error("pool %s: jobs wait: %s", self._name, e)
-                await asyncio.sleep(AGAIN_S)
+        if self._pool.spool_dir is None or not self.may_ask(identity):
+            return
+        condor = self.condor(identity)
+        # a helper that is there has read its token; if there is none, the next one may be somebody else
+        if condor.pid is None or condor.starts != self._asked.get(identity):
+            ping = await condor.ping()
+            self._asked[identity] = condor.starts
+            self.owners[identity] = str(ping["identity"]).partition("@")[0]
 
     def refusal(self, namespace: str) -> str | None:
         """Why a namespace may have no jobs here; None if it may."""

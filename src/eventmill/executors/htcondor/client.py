@@ -106,6 +106,8 @@ class Condor:
         self._turn = asyncio.Lock()
         self._calls_under_way: set[asyncio.Task[Any]] = set()
         self._stopped = False
+        self.starts = 0
+        """How many helpers there have been."""
         self._deaths = 0
         self._died_at = 0.0
         self._why = ""
@@ -236,10 +238,11 @@ class Condor:
         """Start a helper. Raises Unavailable with what it says."""
         if self._stopped:
             raise Unavailable("stopped")
-        if (wait_s := self._wait_s()) > 0:
-            raise Unavailable(f"{self._why} (tried again in {wait_s:.1f} s)")
+        if self._wait_s() > 0:
+            raise Unavailable(self._why)  # without the time: it is the same trouble as before
         if self._process is not None:
             self.calls["helper_restarts"] += 1
+        self.starts += 1
         self._process = process = await asyncio.create_subprocess_exec(
             sys.executable, "-I", helper.__file__, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
         )  # fmt: skip

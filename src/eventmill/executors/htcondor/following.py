@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from eventmill.errors import Unavailable
@@ -48,8 +47,9 @@ class LogFollower:
                         self._happened(event)
             except Unavailable as e:
                 self._troubles += 1
+                if str(e) != self.trouble:
+                    _log.error("%s", e)
                 self.trouble = str(e)
-                _log.error("%s", e)
                 await asyncio.sleep(AGAIN_S)
 
     def counts(self) -> dict[str, int]:
@@ -69,8 +69,13 @@ class FinalAds:
         """By cluster.proc: of jobs that are known."""
         self._others: dict[str, FinalAd] = {}
         """Of jobs that may become known: they were submitted in vain, or their partition is another server's."""
-        self._forgotten: deque[str] = deque(maxlen=FORGOTTEN_MAX)
-        """Jobs whose ads are not wanted any more, if they come late."""
+        self._forgotten: dict[str, None] = {}
+        """Jobs whose ads are not wanted any more, if they come late; the latest of them."""
+        self._unwanted: set[str] = set()
+        """Files that have to be removed."""
+        self.trouble = ""
+        """Why ads can't be read or removed, if they can't."""
+        self._said = ""
         self._troubles = 0
 
     async def run(self, server: str) -> None:
@@ -78,20 +83,37 @@ class FinalAds:
         while True:
             try:
                 async for ads in self._outbox:
+                    self.trouble = ""
                     ours = [ad for ad in ads if ad.attributes.get(description.SERVER) == server]
                     wanted = [ad for ad in ours if _id(ad) not in self._forgotten]
                     for ad in wanted:
                         self._came(ad)
                     names = {ad.file for ad in wanted}
-                    await self._outbox.delete(ad for ad in ads if ad.file not in names)
+                    await self._remove(ad.file for ad in ads if ad.file not in names)
             except Unavailable as e:
-                self._troubles += 1
-                _log.error("%s", e)
+                self._failed(e)
                 await asyncio.sleep(AGAIN_S)
+
+    async def _remove(self, files: Iterable[str]) -> None:
+        """What can't be removed now is tried again with the next ones, and by the audit."""
+        self._unwanted.update(files)
+        going = set(self._unwanted)
+        try:
+            await self._outbox.delete(going)
+        except Unavailable as e:
+            self._failed(e)
+        else:
+            self._unwanted -= going
+
+    def _failed(self, why: Unavailable) -> None:
+        self._troubles += 1
+        if str(why) != self._said:
+            _log.error("%s", why)
+        self.trouble = self._said = str(why)
 
     def counts(self) -> dict[str, int]:
         """What was wrong with the directory."""
-        return {"log_troubles": self._troubles}
+        return {"log_troubles": self._troubles, "log_garbage": self._outbox.garbage}
 
     def _came(self, ad: FinalAd) -> None:
         id = _id(ad)
@@ -110,8 +132,10 @@ class FinalAds:
 
     async def forget(self, ids: Sequence[str]) -> None:
         """The ends of these are recorded."""
-        self._forgotten.extend(ids)
-        await self._outbox.delete([ad for id in ids if (ad := self._waited.pop(id, None)) is not None])
+        self._forgotten |= dict.fromkeys(ids)
+        while len(self._forgotten) > FORGOTTEN_MAX:
+            del self._forgotten[next(iter(self._forgotten))]
+        await self._remove([ad.file for id in ids if (ad := self._waited.pop(id, None)) is not None])
 
     async def clear_left(self, after_s: float) -> None:
         """Delete what nobody has waited for that long."""
@@ -119,7 +143,7 @@ class FinalAds:
         old = {id: ad for id, ad in self._others.items() if endings.ended_ms(ad.attributes) < before_ms}
         for id in old:
             del self._others[id]
-        await self._outbox.delete(old.values())
+        await self._remove([ad.file for ad in old.values()])
 
 
 def _id(ad: FinalAd) -> str:

@@ -12,7 +12,6 @@ import logging
 import os
 import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -80,14 +79,22 @@ class HistoryDir:
         finally:
             self._watch.close()
 
-    async def delete(self, ads: Iterable[FinalAd]) -> None:
-        """Remove the files of these: what they say is kept elsewhere. Repeating it is harmless."""
-        await asyncio.to_thread(self._delete, [ad.file for ad in ads])
+    async def delete(self, names: Iterable[str]) -> None:
+        """Remove these files (`FinalAd.file`): what they say is kept elsewhere. Repeating it is harmless. Raises
+        Unavailable if one can't be removed."""
+        await asyncio.to_thread(self._delete, list(names))
 
     def _delete(self, names: Sequence[str]) -> None:
+        failure: OSError | None = None
         for name in names:
-            with suppress(FileNotFoundError):
+            try:
                 os.unlink(os.path.join(self.directory, name))
+            except FileNotFoundError:
+                pass
+            except OSError as e:
+                failure = e
+        if failure is not None:
+            raise Unavailable(f"can't remove files from {self.directory}: {failure.strerror}") from failure
 
     def _waiting(self, names: set[str] | None) -> list[str]:
         """Those of the names (None: of all in the directory) that are ads, in the order of their numbers."""
@@ -95,7 +102,7 @@ class HistoryDir:
             candidates = os.listdir(self.directory) if names is None else names
         except FileNotFoundError:
             return []
-        except PermissionError as e:
+        except OSError as e:
             raise Unavailable(f"can't read {self.directory}: {e.strerror}") from e
         found = [(int(match[1]), int(match[2]), name) for name in candidates if (match := _NAME.match(name))]
         return [name for _, _, name in sorted(found)]
@@ -112,7 +119,12 @@ class HistoryDir:
         except OSError as e:
             raise Unavailable(f"can't read {path}: {e.strerror}") from e
         with open(descriptor, "rb") as file:
-            raw = file.read(AD_BYTES_MAX + 1)
+            try:
+                raw = file.read(AD_BYTES_MAX + 1)
+            except IsADirectoryError:
+                raw = b""
+            except OSError as e:
+                raise Unavailable(f"can't read {path}: {e.strerror}") from e
         attributes = parse_ad(raw.decode(errors="replace")) if len(raw) <= AD_BYTES_MAX else {}
         cluster, proc = attributes.get("ClusterId"), attributes.get("ProcId")
         if name != f"history.{cluster}.{proc}":

@@ -144,7 +144,7 @@ class Looker:
         self._said[identity] = str(why)
 
     async def _look(self, identity: str, ids: Sequence[str]) -> None:
-        condor = self._accounts.condor(identity)
+        condor = self._accounts.asker(identity)
         queued = {id_of(ad): ad for ad in await condor.query(_any_of(ids), endings.ATTRIBUTES)}
         found = [tracked for id in ids if (tracked := self._register.jobs.get(id)) is not None]
         missing = [t for t in found if t.id not in queued or not t.owns(queued[t.id])]

@@ -84,6 +84,7 @@ class CondorQueue(Executor):
         self._rooms = Rooms(state, files_max=archive_files_max, bytes_max=archive_bytes_max, spool=pool.spool_dir)
         self._delivery = Delivery(results_dir, places, result_bytes_max=result_bytes_max)
         self._threads = Threads(THREADS, f"{name}-jobs")
+        self._deliverers = Threads(THREADS, f"{name}-ends")
         self._accounts = Accounts(name, pool, state / "identities", self._rooms, self._threads)
         self._register = Register(name, pool.schedd)
         self._preparer = Preparer(
@@ -96,6 +97,8 @@ class CondorQueue(Executor):
         self._looker = Looker(
             self._accounts, self._register, seen=self._seen, left=self._left, looked=self._may_order
         )  # fmt: skip
+        self._rivals: dict[str, list[Tracked]] = {}
+        """Recorded jobs whose number another one has, by cluster.proc."""
         self._denials = 0
         self._waiting: dict[str, str] = {}
         """Why what jobs have left could not be delivered yet, by cluster.proc."""
@@ -133,6 +136,7 @@ class CondorQueue(Executor):
         await self._accounts.stop()
         self._background.silence()
         await self._threads.close()
+        await self._deliverers.close()
         self._rooms.close()
 
     def submit(self, attempts: Sequence[Attempt]) -> None:
@@ -171,12 +175,36 @@ class CondorQueue(Executor):
             if id is None:
                 await self._threads.run(self._refuse, each)
                 continue
-            if id not in self._register.jobs:
+            if each.activation not in self._activations_of(id):
                 job = await self._threads.run(self._rooms.job, each.activation, each.attempt, each.namespace)
-                self._track(Tracked(job, id, self._accounts.identity(each.namespace)))
-                self._looker.look_for([id])
+                self._found(Tracked(job, id, self._accounts.identity(each.namespace)))
             found[each.activation] = Found(activation=each.activation, handle=each.handle, running=True)
         return found
+
+    def _activations_of(self, id: str) -> set[str]:
+        known = [*self._rivals.get(id, ()), self._register.jobs.get(id)]
+        return {each.job.activation for each in known if each is not None}
+
+    def _found(self, tracked: Tracked) -> None:
+        """It is recorded. Of several under one number, which a schedd has given twice since it was made anew, one has a
+        job: the others wait until that of the first one is found, or is not."""
+        if tracked.id in self._register.jobs:
+            self._rivals.setdefault(tracked.id, []).append(tracked)
+        else:
+            self._track(tracked)
+        self._looker.look_for([tracked.id])
+
+    def _settle_rivals(self, id: str, *, lost: bool) -> None:
+        """One that this number was recorded for has ended: if that was its job, the others are lost."""
+        rivals = self._rivals.pop(id, [])
+        if lost and rivals:
+            self._track(rivals[0])
+            self._looker.look_for([id])
+            if rivals[1:]:
+                self._rivals[id] = rivals[1:]
+            return
+        for rival in rivals:
+            self._ended(rival, 0, {}, jobs.Ending(lost=True))
 
     def _refuse(self, foreign: Recorded) -> None:
         """In a thread: a job that we would look for in the wrong place. Raises InvalidConfig, unless its room is gone:
@@ -248,8 +276,7 @@ class CondorQueue(Executor):
         troubles = self._accounts.troubles()
         if (log := self._pool.event_log) is not None and not log.exists():
             troubles.add(f"there is no event log {log}: ends are seen every ten minutes only")
-        if self._log is not None and self._log.trouble:
-            troubles.add(self._log.trouble)
+        troubles |= {reader.trouble for reader in (self._log, self._final_ads) if reader and reader.trouble}
         if self._waiting:
             troubles.add(f"{len(self._waiting)} jobs have ended; {next(iter(self._waiting.values()))}")
         stages = Counter(t.stage for t in self._register.jobs.values())
@@ -342,11 +369,15 @@ class CondorQueue(Executor):
         tracked = self._register.jobs.get(f"{event.cluster}.{event.proc}")
         if tracked is None:
             if event.attributes.get(description.SERVER) == self._server:
-                self._looker.suspects |= _comes_again(event)
+                unheard = event.kind is Kind.SUBMITTED and event.activation not in self._sending()
+                self._looker.suspects |= unheard or _comes_again(event)
             return
         if not tracked.owns(event.attributes):  # of another schedd, or this one has begun to count anew
             tells = event.kind in (Kind.TERMINATED, Kind.ABORTED, Kind.HELD)
-            if ACTIVATION not in event.attributes and tells and not (self._log and self._log.is_informed):
+            anothers = (
+                event.informed or ACTIVATION in event.attributes
+            )  # nothing is ordered by this number until we know
+            if not tracked.is_over and (anothers or (tells and not (self._log and self._log.is_informed))):
                 self._looker.look_for([tracked.id])
             return
         match event.kind:
@@ -407,15 +438,17 @@ class CondorQueue(Executor):
         tracked.stage = Stage.ENDING
         self._orders_of(tracked.identity).withdraw(tracked.id)
         self._looker.settle(tracked.id)
+        was_lost = ending.lost
         if ending.exit_code is None and ending.signal is None and tracked.removed_for is not None:
             ending = tracked.removed_for
         self._background.go(self._end(tracked, time_ms or _now(), facts, ending))
+        self._settle_rivals(tracked.id, lost=was_lost)
 
     async def _end(self, tracked: Tracked, time_ms: int, facts: Mapping[str, Any], ending: jobs.Ending) -> None:
         job = tracked.job
         try:
             tracked.finished = await repeated(
-                lambda: self._threads.run(self._concluded, tracked, time_ms, facts, ending),
+                lambda: self._deliverers.run(self._concluded, tracked, time_ms, facts, ending),
                 lambda why: self._undelivered(tracked, why),
             )
         except Exception as e:
@@ -468,6 +501,9 @@ class CondorQueue(Executor):
         self._ended(tracked, endings.ended_ms(ad), ad, endings.of_ad(ad))
 
     def _track(self, tracked: Tracked) -> None:
+        for before in [*self._rivals.pop(tracked.id, []), self._register.jobs.get(tracked.id)]:
+            if before is not None:  # its number was given again: it is not in that schedd any more
+                self._ended(before, 0, {}, jobs.Ending(lost=True))
         self._register.add(tracked)
         if self._final_ads is not None and (ad := self._final_ads.claim(tracked.id)) is not None:
             self._left_for_good(tracked.id, ad)

@@ -40,7 +40,7 @@ from pathlib import Path
 import orjson
 
 from eventmill.entities.submit import BoundDescription
-from eventmill.errors import InvalidInput, Unavailable
+from eventmill.errors import InvalidConfig, InvalidInput, Unavailable
 from eventmill.executors import archive, jobs
 from eventmill.executors.base import CodeSource
 from eventmill.executors.delivery import LOG_TAIL_BYTES
@@ -123,7 +123,9 @@ class Rooms:
 
     def open(self) -> str:
         """Take the directory; the number that jobs of this server have. Codes go that no job has. Raises
-        Unavailable if another server has it."""
+        Unavailable if another server has it, InvalidConfig if the spool can't be one."""
+        if self._shared and (problem := spool_problem(self._place, outside=self._root)):
+            raise InvalidConfig(problem)
         for name in ("log", "identities", "facts"):
             (self._root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
         for name, mode in (("rooms", 0o711), ("code", 0o711)):
@@ -336,6 +338,24 @@ def _available() -> Iterator[None]:
         yield
     except OSError as e:
         raise Unavailable(f"{e.strerror}: {e.filename}") from e
+
+
+def spool_problem(spool: Path, *, outside: Path) -> str | None:
+    """Why rooms that change their owner can't be in this directory; None if they can."""
+    hint = f"spool_dir: {spool}"
+    if os.geteuid() != 0:
+        return f"{hint}: only a server of root's can give rooms to their jobs' owners"
+    try:
+        found = spool.lstat()
+    except OSError as e:
+        return f"{hint}: {e.strerror}"
+    if not stat.S_ISDIR(found.st_mode):
+        return f"{hint} is no directory"
+    if found.st_uid != 0 or found.st_mode & 0o022:
+        return f"{hint} must be root's, and nobody else may write there (mode 0711)"
+    if spool.resolve().is_relative_to(outside.resolve()):
+        return f"{hint} must be outside of {outside}, where jobs' owners can't get in"
+    return None
 
 
 def _account(name: str) -> tuple[int, int]:

@@ -72,6 +72,8 @@ class Submitter:
         self._size = self._most
         """So many at once now: less when it is full."""
         self._pause_s = 0.0
+        self._stalled = False
+        """The schedd takes no more in this round."""
         self._said = ""
         self._work = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -94,22 +96,28 @@ class Submitter:
         meanwhile."""
         while True:
             if not (self._ready or self._queue):
+                self._pause_s = 0.0
                 self._work.clear()
                 await self._work.wait()
+            self._hurry.clear()
             await asyncio.gather(self._submit_next(), self._prepare_next())
             if self._pause_s:
-                self._hurry.clear()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._pause_s):
                         await self._hurry.wait()
 
     async def _prepare_next(self) -> None:
         """Rooms and commands of the next."""
+        if self._dropped:
+            self._queue = [key for key in self._queue if not self._is_dropped(self.pending[key])]
         most = description.JOBS_PER_CLUSTER
         if not self._queue or len(self._ready) >= most:
             return
+        try:
+            await self._accounts.settle(self._identity, [self.pending[key].namespace for key in self._queue[:most]])
+        except Unavailable as e:
+            return self._wait(e)
         keys, self._queue = self._queue[:most], self._queue[most:]
-        await self._accounts.settle(self._identity, [self.pending[key].namespace for key in keys])
         outcomes = await self._threads.run(self._preparer.prepare, [self.pending[key] for key in keys])
         for key, outcome in zip(keys, outcomes, strict=True):
             if isinstance(outcome, Exception):
@@ -121,9 +129,8 @@ class Submitter:
         """Submit some. What the schedd could not take now comes after the others, which may have less against them."""
         group, self._ready = self._ready[: self._size], self._ready[self._size :]
         if not group:
-            self._pause_s = 0.0
             return
-        size = self._size
+        size, self._stalled = self._size, False
         left = await self._submit(group)
         self._ready += left
         if len(left) < len(group) or self._size < size:
@@ -135,7 +142,8 @@ class Submitter:
         left: list[Prepared] = []
         some = [each for each in group if not self._is_dropped(each.attempt)]
         for cluster in description.clusters([each.commands for each in some]):
-            left += await self._submit_cluster(cluster, [some[index] for index in cluster.jobs])
+            members = [some[index] for index in cluster.jobs]
+            left += members if self._stalled else await self._submit_cluster(cluster, members)
         return left
 
     def _is_dropped(self, attempt: Attempt) -> bool:
@@ -158,8 +166,8 @@ class Submitter:
             return members
         except Unavailable as e:
             self._unsure()
-            self._pause_s = min(self._pause_s * 2 or AGAIN_S, AGAIN_MAX_S)
-            self._say(e)
+            self._stalled = True
+            self._wait(e)
             return members
         except Exception as e:
             if not isinstance(e, InvalidInput):
@@ -192,8 +200,14 @@ class Submitter:
         if why.at_once:
             self._most = self._size
         if refused == 1:
+            self._stalled = True
             self._pause_s = AGAIN_S
             self._say(why)
+
+    def _wait(self, why: Unavailable) -> None:
+        """The schedd can't be asked now."""
+        self._pause_s = min(self._pause_s * 2 or AGAIN_S, AGAIN_MAX_S)
+        self._say(why)
 
     def _say(self, why: Unavailable) -> None:
         if str(why) != self._said:

@@ -66,6 +66,9 @@ class Register:
         self.attempts: dict[tuple[str, int], Tracked] = {}
 
     def add(self, tracked: Tracked) -> None:
+        """Any other job of the same number is not known any more."""
+        if (before := self.jobs.get(tracked.id)) is not None:
+            self.attempts.pop((before.job.activation, before.job.attempt), None)
         self.jobs[tracked.id] = tracked
         self.attempts[tracked.job.activation, tracked.job.attempt] = tracked
 
