@@ -99,7 +99,7 @@ def test_a_job_as_htcondor_is_told_of_it() -> None:
     told = commands(
         text, {"path": "/d/r7.h5", "cost": "5$"}, terms=terms,
         files=Sources(executable="/spool/code/x/run.sh", input="/spool/code/x/in.txt", inputs=("/d/$x y/",)),
-        facts={"accounting_group": "lab.users", "traceparent": "00-ab-cd-01"},
+        facts={"traceparent": "00-ab-cd-01"},
     )  # fmt: skip
     attributes = told.pop("job_ad_information_attrs").split(", ")
     assert {"EventmillActivation", "NumJobStarts", "ExitCode", "HoldReasonSubCode"} <= set(attributes)
@@ -127,7 +127,6 @@ def test_a_job_as_htcondor_is_told_of_it() -> None:
         "notification": "never",
         "getenv": "false",
         "batch_name": "beam/reduce 7",
-        "accounting_group": "lab.users",
         "log": "/spool/log/jobs.log",
         "My.UserLogUseXML": "2",
         "My.EventmillActivation": f'"{1:032x}"',

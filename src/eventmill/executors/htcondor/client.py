@@ -140,9 +140,6 @@ class Condor:
         """Let held jobs run; those that are not held, or gone, stay as they are."""
         return await self._act("release", ids)
 
-    async def hold(self, ids: Sequence[str], reason: str) -> Acted:
-        return await self._act("hold", ids, reason=reason)
-
     async def remove(self, ids: Sequence[str], reason: str) -> Acted:
         """Take jobs out of the queue; they have a record in the history, with the reason."""
         return await self._act("remove", ids, reason=reason)

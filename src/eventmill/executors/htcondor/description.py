@@ -112,7 +112,7 @@ class Facts:
     action: str
     """Its qualified name."""
     batch_name: str
-    """What condor_q shows it under, unless the description says otherwise: its chain."""
+    """What condor_q shows it under, unless the description says otherwise."""
     room: Path
     code: Path
     """Where its archive is unpacked."""
@@ -120,7 +120,6 @@ class Facts:
     """The action's limit, for descriptions without request_memory."""
     limit_s: int | None = None
     """The attempt's time limit: beyond it HTCondor holds the job (HoldReasonCode 46)."""
-    accounting_group: str = ""
     traceparent: str | None = None
 
 
@@ -314,8 +313,6 @@ def _identity(bound: BoundDescription, facts: Facts, terms: Terms) -> dict[str, 
     }
     if "batch_name" not in bound.other:
         commands["batch_name"] = _word(facts.batch_name)
-    if facts.accounting_group and "accounting_group" not in bound.other:
-        commands["accounting_group"] = _word(facts.accounting_group)
     if terms.server:
         commands[f"My.{SERVER}"] = _string(terms.server)
     if terms.log is not None:

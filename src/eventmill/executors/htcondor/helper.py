@@ -132,9 +132,6 @@ class Bindings:
     def do_release(self, ids: list[str]) -> dict[str, list[str]]:
         return self._act("Release", ids, "released by Eventmill")
 
-    def do_hold(self, ids: list[str], reason: str) -> dict[str, list[str]]:
-        return self._act("Hold", ids, reason)
-
     def do_remove(self, ids: list[str], reason: str) -> dict[str, list[str]]:
         return self._act("Remove", ids, reason)
 
@@ -150,7 +147,7 @@ class Bindings:
         """Those it is denied for, and those the schedd failed to change. It says how many, not which: halves tell; to
         do it twice is harmless. Jobs that are gone, or not in a state for it, are none of these."""
         # the bindings lose a reason that is not one of a pair, and put its text between double quotes as it is
-        text = " ".join(reason.replace("\\", "/").replace('"', '\\"').split())
+        text = " ".join(reason.replace("\\", "/").replace('"', "'").split())
         said = self._schedd().act(self._h.JobAction[action], ids, reason=(text, 0))
         denied, failed = said["TotalPermissionDenied"], said["TotalError"]
         if not (denied or failed) or len(ids) == 1:

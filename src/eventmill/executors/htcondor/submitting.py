@@ -74,6 +74,8 @@ class Submitter:
         self._pause_s = 0.0
         self._stalled = False
         """The schedd takes no more in this round."""
+        self._unsettled = False
+        """It could not be asked what has to be known before jobs are prepared."""
         self._said = ""
         self._work = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -116,7 +118,10 @@ class Submitter:
         try:
             await self._accounts.settle(self._identity, [self.pending[key].namespace for key in self._queue[:most]])
         except Unavailable as e:
+            self._unsettled = True
             return self._wait(e)
+        if self._unsettled:
+            self._unsettled, self._pause_s = False, 0.0
         keys, self._queue = self._queue[:most], self._queue[most:]
         outcomes = await self._threads.run(self._preparer.prepare, [self.pending[key] for key in keys])
         for key, outcome in zip(keys, outcomes, strict=True):
