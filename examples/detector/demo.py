@@ -98,9 +98,9 @@ def main() -> int:
     shown = _relative(directory)
     console.print(f"[bold]Eventmill demo[/bold]: {options.runs} runs, {options.rate:g} a second, into {shown}/raw")
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_openwhisk(console, options))
         stack.enter_context(_kafka(console, options))
         pool = stack.enter_context(_condor(console, options))
-        stack.enter_context(_openwhisk(console, options))
         config = _configured(directory, options.config, pool)
         demo = Demo(directory, _storage(console, config))
         process, ready = stack.enter_context(_server(directory, config))
@@ -161,6 +161,15 @@ def _options() -> argparse.Namespace:
 
 
 @contextlib.contextmanager
+def _in_a_line(trouble: type[Exception]) -> Iterator[None]:
+    """What can't be started here is no traceback: its message says what to do."""
+    try:
+        yield
+    except trouble as e:
+        raise SystemExit(f"demo: {e}") from e
+
+
+@contextlib.contextmanager
 def _kafka(console: Console, options: argparse.Namespace) -> Iterator[None]:
     """A broker, if one is wanted."""
     if not options.kafka:
@@ -168,10 +177,11 @@ def _kafka(console: Console, options: argparse.Namespace) -> Iterator[None]:
         return
     sys.path.insert(0, str(HERE.parents[1]))
     from tests.kafka.broker import Broker
+    from tests.kafka.jars import KafkaTrouble
 
     options.config = options.config or HERE / "kafka.toml"
     console.print("starting Kafka (the first time, Maven has to bring it) …")
-    with Broker() as broker:
+    with _in_a_line(KafkaTrouble), Broker() as broker:
         os.environ["EVENTMILL_BACKBONE__BROKERS"] = broker.bootstrap
         yield
 
@@ -184,9 +194,10 @@ def _condor(console: Console, options: argparse.Namespace) -> Iterator[str]:
         return
     sys.path.insert(0, str(HERE.parents[1]))
     from tests.htcondor.pool import CondorPool
+    from tests.htcondor.programs import CondorTrouble
 
     console.print("starting HTCondor (the first time, its packages have to be brought) …")
-    with CondorPool() as pool:
+    with _in_a_line(CondorTrouble), CondorPool() as pool:
         # jobs find this Python, which has the flow's libraries
         yield pool.settings("condor") + f'defaults.environment = "PATH={Path(sys.executable).parent}:/usr/bin:/bin"\n\n'
 
@@ -198,11 +209,11 @@ def _openwhisk(console: Console, options: argparse.Namespace) -> Iterator[None]:
         yield
         return
     sys.path.insert(0, str(HERE.parents[1]))
-    from tests.openwhisk.server import OpenWhisk
+    from tests.openwhisk.server import OpenWhisk, OpenWhiskTrouble
 
     console.print("starting OpenWhisk (the first time, its libraries have to be fetched) …")
     os.environ["OW_PYTHON"] = sys.executable
-    with OpenWhisk() as server:
+    with _in_a_line(OpenWhiskTrouble), OpenWhisk() as server:
         for name, value in (("engine", "openwhisk"), ("api_host", server.url), ("key", '{"env": "OPENWHISK_KEY"}')):
             os.environ[f"EVENTMILL_FUNCTIONS__{name.upper()}"] = value
         os.environ["OPENWHISK_KEY"] = server.keys["guest"]
@@ -404,6 +415,9 @@ def _ended(pool: Pool, clusters: set[int]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    # what has been started is ended however we are; and a shell gives jobs in its background no Ctrl-C
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
         sys.exit(main())
     sys.exit(130)

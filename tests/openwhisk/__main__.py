@@ -10,6 +10,8 @@ from pathlib import Path
 
 from tests.openwhisk.server import OpenWhisk, OpenWhiskTrouble
 
+_OF_SUITE = {"--key": "guest", "--other-key": "whisk.system"}
+
 
 def main() -> int:
     arguments = _parser().parse_args()
@@ -37,17 +39,23 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="./dev openwhisk", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="default: any that is free")
-    parser.add_argument("--dir", type=Path, help="keep the log here")
+    parser.add_argument("--dir", type=Path, help="keep the log and the keys here")
     return parser
 
 
 def _say(server: OpenWhisk) -> None:
     print(f"OpenWhisk is ready on {server.url} (Ctrl-C ends it).")
-    print(f"  namespaces   {', '.join(sorted(server.keys))}")
-    print(f"  their keys   are in {server.keys_file}: unzip -p … standalone.conf")
-    print(f"  log          {server.log}")
-    print("  the conformance suite, in another shell (it empties the namespaces):")
-    print(f"    ./dev test --openwhisk {server.url} --key UUID:KEY [--other-key UUID:KEY]", flush=True)
+    keys = server.write_keys()
+    for name, file in sorted(keys.items()):
+        print(f"  {f'key of {name}':<20} {file}")
+    print(f"  {'log':<20} {server.log}")
+    print("  for an Eventmill whose functions it runs, in the configuration:")
+    print(f'    [functions]\n    engine = "openwhisk"\n    api_host = "{server.url}"')
+    print(f'    key = {{ file = "{keys["guest"]}" }}')
+    print("  the conformance suite, in another shell (it makes and deletes entities in both namespaces, and refuses")
+    print("  one that has any):")
+    options = " ".join(f'{option} "$(cat {keys[name]})"' for option, name in _OF_SUITE.items())
+    print(f"    ./dev test --openwhisk {server.url} {options}", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@ into ours.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
+import random
 import re
 import shutil
 import signal
@@ -19,7 +21,7 @@ import subprocess
 import tempfile
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +39,10 @@ STOP_TIMEOUT_S = 30
 RAISED = {"OW_INVOKES_PER_MINUTE": "100000", "OW_FIRES_PER_MINUTE": "100000", "OW_CONCURRENT": "1000", "OW_LOG": "WARN"}
 """So that no test waits for the next minute. Upstream's: 60, 60 and 30."""
 
+_NETS = range(220, 255)
+"""127.N: where a server's actions listen. Two servers in one net would answer each other's calls; `run.sh` by itself
+takes one below these."""
+
 _starter = ThreadPoolExecutor(1, thread_name_prefix="openwhisk")
 """Starts all servers: the kernel takes the end of the *thread* that started a process for its parent's death."""
 
@@ -53,7 +59,10 @@ def is_there() -> bool:
 def programs(cache: Path = CACHE) -> Path:
     """The directory with `run.sh`, made if it isn't there. Raises OpenWhiskTrouble."""
     if not is_there():
-        raise OpenWhiskTrouble(f"there is no OpenWhisk in {SOURCE}: EVENTMILL_OPENWHISK names its directory")
+        raise OpenWhiskTrouble(
+            f"there is no OpenWhisk to start in {SOURCE}: EVENTMILL_OPENWHISK has to name a directory with setup.sh "
+            "and run.sh (docs/openwhisk.md)"
+        )
     directory = cache / _digest()
     if directory.exists():
         return directory
@@ -118,10 +127,11 @@ class OpenWhisk:
     def start(self) -> None:
         """Returns when it answers. Raises OpenWhiskTrouble."""
         command = ["setpriv", "--pdeathsig", "TERM", "bash", str(self.programs / "run.sh")]
-        with self.log.open("wb") as log:
+        with self.log.open("wb") as log, _claimed() as (net, claim):
             self.process = _starter.submit(
                 subprocess.Popen, [*command, str(self.directory / "state"), self.url.rpartition(":")[2]],
-                env=self._environment, start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env={**self._environment, "OW_STANDIN_NET": net}, pass_fds=[claim], start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             ).result()  # fmt: skip
         end = time.monotonic() + START_TIMEOUT_S
         while not self._answers():
@@ -169,17 +179,21 @@ class OpenWhisk:
     # what it knows
 
     @property
-    def keys_file(self) -> Path:
-        """The file of the server's own that has its keys (a configuration inside an archive)."""
-        return next(self.programs.glob("lib/*standalone*.jar"))
-
-    @property
     def keys(self) -> dict[str, str]:
-        """The key (`uuid:key`) of each namespace: `guest` and `whisk.system`."""
-        with zipfile.ZipFile(self.keys_file) as archive:
+        """The key (`uuid:key`) of each namespace, `guest` and `whisk.system`, from a configuration of its own."""
+        with zipfile.ZipFile(next(self.programs.glob("lib/*standalone*.jar"))) as archive:
             text = archive.read("standalone.conf").decode()
         found = re.findall(r'([\w-]+)\s*=\s*"([0-9a-f-]{36}:[A-Za-z0-9]{64})"', text)
         return {name.replace("-", "."): key for name, key in found}
+
+    def write_keys(self) -> dict[str, Path]:
+        """Each namespace's key in a file beside the log, which only we read."""
+        files = {name: self.directory / f"{name}.key" for name in self.keys}
+        for name, file in files.items():
+            file.unlink(missing_ok=True)
+            file.touch(0o600)
+            file.write_text(self.keys[name] + "\n")
+        return files
 
     @property
     def log(self) -> Path:
@@ -193,6 +207,21 @@ class OpenWhisk:
 
     def _said(self) -> str:
         return self.log.read_text(errors="replace")[-3000:] if self.log.exists() else ""
+
+
+@contextlib.contextmanager
+def _claimed() -> Iterator[tuple[str, int]]:
+    """A net for its actions, and the socket whose name keeps all others from it: the server gets it, and has it until
+    its end."""
+    for number in random.sample(_NETS, len(_NETS)):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as claim:
+            try:
+                claim.bind(f"\0eventmill-openwhisk-{number}")
+            except OSError:
+                continue
+            yield f"127.{number}", claim.fileno()
+            return
+    raise OpenWhiskTrouble(f"{len(_NETS)} OpenWhisks run on this machine already: end one")
 
 
 def _free_port() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sqlite3
@@ -11,6 +12,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.htcondor.pool import CondorPool
@@ -91,3 +93,25 @@ def test_an_interrupt_ends_the_demo_quietly(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "")
+
+
+@pytest.mark.slow
+def test_sigterm_ends_the_server_of_a_demo_that_serves(tmp_path: Path) -> None:
+    command = [sys.executable, str(DEMO), "--runs", "2", "--serve", "--directory", str(tmp_path / "demo")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert any("still serving" in line for line in process.stdout)
+        url = (tmp_path / "demo/.eventmill/address").read_text().strip()
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        process.terminate()
+        assert process.wait(60) == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/healthz")
+
+
+def test_a_demo_without_an_openwhisk_says_what_it_wants(tmp_path: Path) -> None:
+    command = [sys.executable, str(DEMO), "--openwhisk", "--directory", str(tmp_path / "demo")]
+    environment = {**os.environ, "EVENTMILL_OPENWHISK": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "EVENTMILL_OPENWHISK has to name a directory with setup.sh and run.sh" in done.stderr
