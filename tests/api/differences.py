@@ -63,7 +63,7 @@ _PLACES: Mapping[str, Mapping[str, Sequence[int]]] = {
         "kinds": (14, 16), "collections": (42, 46),
     },
     "kinds": {"action-refusals": (2,), "kinds": (3,), "deprecated": (1,)},
-    "failed starts": {"kinds": (12,)},
+    "failed starts": {"kinds": (12,), "results": (10, 12)},
     "complete logs": {"results": (27,)},
     "sizes": {"results": (31,)},
     "beside an error": {"nodejs": (12,)},

@@ -176,17 +176,24 @@ NO_START = "Cannot start action. Check logs for details."
 @pytest.mark.parametrize(
     ("source", "error", "final", "logged"),
     [
-        ("def main(args)\n  return {}", NO_CODE, True, "SyntaxError"),
-        ("\0", NO_CODE, True, "null bytes"),
-        ("x = 1", NO_START, True, "has no attribute 'main'"),
-        ("main = 7", NO_START, True, "'main' is not a function"),
-        ("import nothing_of_this_name", NO_START, False, "ModuleNotFoundError"),
-        ("import sys; sys.exit('enough')", NO_START, False, "SystemExit: enough"),
+        ("def main(args)\n  return {}", f"{NO_CODE} (SyntaxError: expected ':' (act, line 1))", True, "SyntaxError"),
+        ("\0", f"{NO_CODE} (SyntaxError: source code string cannot contain null bytes)", True, "null bytes"),
+        (
+            "x = 1", f"{NO_START} (AttributeError: module 'main__' has no attribute 'main')", True,
+            "has no attribute 'main'",
+        ),
+        ("main = 7", f"{NO_START} ('main' is not a function)", True, "'main' is not a function"),
+        (
+            "import nothing_of_this_name", f"{NO_START} (ModuleNotFoundError: No module named 'nothing_of_this_name')",
+            False, "ModuleNotFoundError",
+        ),
+        ("import sys; sys.exit('enough')", f"{NO_START} (SystemExit: enough)", False, "SystemExit: enough"),
+        ("raise ValueError('a' * 9999)", f"{NO_START} (ValueError: {'a' * 488}…)", False, "ValueError: aaa"),
         ("import os; os._exit(9)", "The action did not initialize and exited unexpectedly.", False, "exit code 9"),
     ],
-)
+)  # fmt: skip
 def test_code_that_can_t_be_loaded(tmp_path: Path, source: str, error: str, final: bool, logged: str) -> None:
-    end = outcome(tmp_path, source)
+    end = outcome(tmp_path, source, name="act")
     assert (end.status, end.final, value(end)) == (Status.DEVELOPER_ERROR, final, {"error": error})
     assert any(logged in line for line in end.logs), end.logs
 
@@ -200,7 +207,7 @@ def test_loading_has_the_action_s_time_limit_too(tmp_path: Path) -> None:
 def test_a_failed_load_costs_only_the_attempt_that_asked_for_it(tmp_path: Path) -> None:
     async def work(driver: Driver, library: Library) -> None:
         ends = await driver.run(*[attempt(library.text("x = 1")) for _ in range(5)])
-        assert {value(end)["error"] for end in ends} == {NO_START}
+        assert {value(end)["error"].partition(" (")[0] for end in ends} == {NO_START}
 
     serve(tmp_path, work)
 
@@ -248,7 +255,7 @@ def test_zips_that_can_t_be_loaded(tmp_path: Path) -> None:
         errors = [value(end)["error"] for end in ends]
         assert errors[0].startswith("The action failed during initialization: the archive's contents are too large")
         assert "'../evil.py' is not a path below" in errors[1]
-        assert errors[2] == NO_CODE
+        assert errors[2] == f"{NO_CODE} (Zip file does not include __main__)"
         assert texts(ends[2], "stderr") == ["Zip file does not include __main__"]
         assert "Zip file does not include 'activate_this.py'" in texts(ends[3], "stderr")[0]
         assert errors[4] == "The action failed during initialization: this is not a zip archive"

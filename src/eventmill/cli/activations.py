@@ -153,6 +153,8 @@ def show(
             output.json_line(shown)
         else:
             _print(client, shown)
+    if shown["state"] == "failed" and not json:
+        output.note(f"what it has written: eventmill activations logs {id}")
     if follow and shown["state"] != "succeeded":
         raise CommandFailed
 

@@ -23,6 +23,8 @@ NO_ACTIVATE = "Invalid virtualenv. Zip file does not include 'activate_this.py'.
 REQUIREMENTS = "requirements.txt"
 NOT_INSTALLED = "Nothing is installed from requirements.txt: put the modules, or a virtualenv, into the archive."
 
+WHY_CHARACTERS_MAX = 500
+
 MODULE = "main__"
 
 Function = Callable[[Any], Any]
@@ -33,7 +35,7 @@ _SDK_FILE = os.path.join("eventmill", "sdk", "runtime.py")
 
 
 class LoadError(Exception):
-    """The code can't be loaded: the message is the activation's error, what there is to say more is on stderr.
+    """The code can't be loaded: the message is the activation's error, a traceback is on stderr.
 
     `final`: it would not help to try again.
     """
@@ -67,7 +69,7 @@ def load(name: str, source: bytes, directory: str | None, main: str) -> Function
         print_traceback(e, skip=1)
         if isinstance(e, ImportError) and os.path.exists(os.path.join(directory or "", REQUIREMENTS)):
             print(NOT_INSTALLED, file=sys.stderr)  # noqa: T201
-        raise LoadError(NO_START, final=isinstance(e, AttributeError | SyntaxError)) from e
+        raise LoadError(_because(NO_START, _named(e)), final=isinstance(e, AttributeError | SyntaxError)) from e
     if not callable(function):
         raise _refused(f"'{main}' is not a function", NO_START)
     return function  # type: ignore[no-any-return]  # getattr of a module that nobody knows
@@ -101,7 +103,7 @@ def _compile(source: bytes, file: str) -> types.CodeType:
         return compile(source, file, "exec")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
         print_traceback(e, skip=1)
-        raise LoadError(NO_CODE, final=True) from e
+        raise LoadError(_because(NO_CODE, _named(e)), final=True) from e
 
 
 def _activate(directory: str) -> None:
@@ -115,4 +117,17 @@ def _activate(directory: str) -> None:
 
 def _refused(why: str, message: str) -> LoadError:
     print(why, file=sys.stderr)  # noqa: T201
-    return LoadError(message, final=True)
+    return LoadError(_because(message, why), final=True)
+
+
+def _because(message: str, why: str) -> str:
+    """OpenWhisk's words, which say no more than that it went wrong, and what did."""
+    why = " ".join(why.rstrip(".").split())
+    return f"{message} ({why if len(why) <= WHY_CHARACTERS_MAX else why[:WHY_CHARACTERS_MAX] + '…'})"
+
+
+def _named(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # an exception that has no text
+        return type(error).__name__
