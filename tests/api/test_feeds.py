@@ -201,13 +201,18 @@ def test_a_trigger_that_is_put_again_keeps_its_alarm(feeds: Feeds) -> None:
         ("interval", {"minutes": "9" * 400}, "the minutes parameter must be an integer"),
         ("interval", {"minutes": True}, "the minutes parameter must be an integer"),
         ("interval", {"minutes": 10**8}, "every_s must be a number of seconds from 1 to 31622400"),
-        ("interval", {"minutes": -1}, "the minutes parameter must be an integer greater than zero"),
+        ("interval", {"minutes": -1}, "minutes must be at least 1"),
+        ("interval", {"minutes": 0}, "minutes must be at least 1"),
+        ("interval", {"minutes": 5, "deleteAfterFire": "rules"}, "deleteAfterFire is not supported: the trigger stays, "
+         "and does not fire any more"),
+        ("alarm", {"cron": "0 3 * * *", "deleteAfterFire": True}, "deleteAfterFire is not supported: the trigger "
+         "stays, and does not fire any more"),
         ("once", {}, "alarms once trigger feed is missing the date parameter"),
         ("once", {"date": FUTURE, "deleteAfterFire": "rules"}, "deleteAfterFire is not supported: the trigger stays, "
          "and does not fire any more"),
         ("once", {"date": FUTURE, "trigger_payload": 5}, "trigger_payload must be an object or a text"),
         ("once", {"triggerName": "/whisk.system/t"}, "Trigger authentication request failed."),
-        ("once", {"triggerName": "/_/nosuch", "date": FUTURE}, "Trigger authentication request failed."),
+        ("once", {"triggerName": "/_/nosuch", "date": FUTURE}, "there is no trigger /_/nosuch"),
         ("once", {"triggerName": ""}, "no trigger name parameter was provided"),
         ("once", {"lifecycleEvent": "PAUSE"}, "unsupported lifecycleEvent"),
     ],

@@ -96,6 +96,7 @@ def test_sources_of_ones_own(server: Running, root: Caller) -> None:
         {"name": "x", "sources": [""]},
         {"name": "x", "sources": ["/eventmill/x"]},
         {"name": "x", "sources": ["a\nb"]},
+        {"name": "x", "sources": ["/a b"]},
         {"name": "x", "sources": ["a"] * 101},
     ],
 )

@@ -52,6 +52,17 @@ def test_the_life_of_a_namespace(cli: Cli, data: Path) -> None:
     assert (gone.code, gone.err) == (1, "eventmill: there is no namespace lab\n")
 
 
+def test_what_is_no_name_and_no_source(cli: Cli, data: Path) -> None:
+    for name in ("", "a b", "é", ".a"):
+        refused = run(cli, data, "create", name)
+        assert (refused.code, refused.out) == (2, "")
+        assert "has ASCII letters, digits, _@.-, at least one" in refused.err
+    for command in ("create", "rotate"):
+        refused = run(cli, data, command, "default", "--source", "/a b")
+        assert (refused.code, refused.out) == (2, "")
+        assert "no source begins with '/a b'" in refused.err
+
+
 def test_what_is_in_it_goes_by_force(cli: Cli, data: Path) -> None:
     key = run(cli, data, "create", "full").out.strip()
     flow = cli.write("f.py", "from eventmill import Mill\nmill = Mill('m')\n@mill.function\ndef f(event): ...\n")

@@ -80,7 +80,7 @@ class Alarms:
             trigger = tx.entities.get(caller, name)
             if trigger is None or trigger.collection != "triggers":
                 if change({}) is not None:
-                    raise _Wrong("Trigger authentication request failed.")
+                    raise _missing(name)
                 return
             annotations = documents.values(trigger.document["annotations"])
             schedule = change(annotations.get("schedule", {}))
@@ -146,6 +146,10 @@ _LACKS = {
 _NO_ALARM = "the trigger has no alarm"
 
 
+def _missing(name: str) -> _Wrong:
+    return _Wrong(f"there is no trigger /_/{name}")
+
+
 def _trigger_name(parameters: Mapping[str, Any], caller: str) -> str:
     """The trigger's name: `t`, `/_/t`, or with the caller's namespace."""
     given = parameters.get("triggerName")
@@ -159,12 +163,13 @@ def _trigger_name(parameters: Mapping[str, Any], caller: str) -> str:
 
 def _rhythm(feed: str, parameters: Mapping[str, Any]) -> Document | None:
     """What of a schedule says how often; None if it isn't said."""
+    if str(parameters.get("deleteAfterFire", "false")).strip().lower() != "false":
+        raise _Wrong("deleteAfterFire is not supported: the trigger stays, and does not fire any more")
     if feed == "once":
-        if str(parameters.get("deleteAfterFire", "false")).strip().lower() != "false":
-            raise _Wrong("deleteAfterFire is not supported: the trigger stays, and does not fire any more")
         return {"at": _date(parameters, "date")} if parameters.get("date") else None
     if feed == "interval":
-        return {"every_s": 60 * _minutes(parameters["minutes"])} if parameters.get("minutes") else None
+        given = parameters.get("minutes")
+        return {"every_s": 60 * _minutes(given)} if given not in (None, "") else None
     if not parameters.get("cron"):
         return None
     zone = parameters.get("timezone")
@@ -180,7 +185,7 @@ def _minutes(given: Any) -> int:
     if not exact:
         raise _Wrong("the minutes parameter must be an integer")
     if minutes <= 0:
-        raise _Wrong("the minutes parameter must be an integer greater than zero")
+        raise _Wrong("minutes must be at least 1")
     return minutes
 
 
@@ -224,7 +229,7 @@ def _with(trigger: Stored, schedule: Document | None) -> Document:
 def _alarm(tx: Tx, caller: str, name: str) -> Stored:
     trigger = tx.entities.get(caller, name)
     if trigger is None or trigger.collection != "triggers":
-        raise _Wrong("Trigger authentication request failed.")
+        raise _missing(name)
     if "schedule" not in documents.values(trigger.document["annotations"]):
         raise _Wrong(_NO_ALARM)
     return trigger

@@ -32,8 +32,10 @@ _BODY_BYTES_MAX = 1 << 20
 _SOURCES_MAX = 100
 _SOURCE_CHARACTERS_MAX = 1000
 _CANCELLED_AT_ONCE = 200
-_NAME = re.compile(r"\w[\w@.-]*", re.ASCII)
+_NAME = re.compile(rf"\w[\w@.-]{{0,{names.NAME_LENGTH_MAX - 1}}}", re.ASCII)
 """Less than OpenWhisk allows: what stands for itself in the URI of an event's source."""
+_SOURCE = re.compile(r"[\w.~:/?#\[\]@!$&'()*+,;=%-]*", re.ASCII)
+"""What a URI reference is made of."""
 _RESERVED = (SYSTEM, "schedules")
 """`/eventmill/schedules` is the source of ticks, as `/eventmill/NAME` is that of a namespace's completions."""
 
@@ -65,8 +67,8 @@ class Namespaces:
         """`{"name", "sources"}` → the namespace with its `key`, which is seen this once."""
         _check_root(request)
         body = await json_object(request, _BODY_BYTES_MAX)
-        name = _new_name(body.get("name"))
-        sources = _sources(body.get("sources"), [SOURCES.format(name)])
+        name = new_name(body.get("name"))
+        sources = new_sources(body.get("sources"), [SOURCES.format(name)])
 
         def work(tx: Tx) -> Document:
             if tx.keys.exists(name):
@@ -83,7 +85,7 @@ class Namespaces:
 
         def work(tx: Tx) -> Document:
             before = _existing(tx, name)[-1].sources
-            sources = _sources(body.get("sources"), before)
+            sources = new_sources(body.get("sources"), before)
             if "" in before and sources is not before:
                 raise Refusal("the root key is for all sources: rotate it without 'sources'")
             tx.keys.delete(name)
@@ -141,18 +143,19 @@ def _check_root(request: Request) -> None:
         raise Refusal("namespaces are the business of the server's owner: use the key in its data directory", 403)
 
 
-def _new_name(name: Any) -> str:
-    if not isinstance(name, str):
-        raise Refusal("'name' must be the name of a namespace")
-    names.check_namespace(name)
-    if not _NAME.fullmatch(name):
-        raise Refusal("The name of a new namespace has letters, digits and any of '_@.-' only.")
+def new_name(name: Any) -> str:
+    """What a namespace may be called. Raises Refusal."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise Refusal(
+            "the name of a namespace has ASCII letters, digits, _@.-, at least one and at most "
+            f"{names.NAME_LENGTH_MAX}, and begins with none of @.-"
+        )
     if name == "_" or name.lower() in _RESERVED:
         raise Refusal(f"The namespace '{name}' is reserved.")
     return name
 
 
-def _sources(given: Any, default: Sequence[str]) -> Sequence[str]:
+def new_sources(given: Any, default: Sequence[str]) -> Sequence[str]:
     """Prefixes of the event sources that a key may post. Raises Refusal."""
     if given is None:
         return default
@@ -161,8 +164,11 @@ def _sources(given: Any, default: Sequence[str]) -> Sequence[str]:
     for source in given:
         if not source:
             raise Refusal("an empty prefix stands for all sources: only the root key has that")
-        if len(source) > _SOURCE_CHARACTERS_MAX or not source.isprintable() or source.startswith(RESERVED):
-            raise Refusal(f"'{ascii(source[:100])[1:-1]}' is no prefix of a source that events can be posted of")
+        shown = f"'{ascii(source[:100])[1:-1]}'"
+        if len(source) > _SOURCE_CHARACTERS_MAX or not _SOURCE.fullmatch(source):
+            raise Refusal(f"no source begins with {shown}: it is a URI reference, such as //dcache.example.org/")
+        if source.startswith(RESERVED):
+            raise Refusal(f"{shown} is no prefix of a source that events can be posted of")
     return given
 
 

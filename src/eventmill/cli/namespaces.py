@@ -63,6 +63,7 @@ def create(
     from eventmill.cli.client import Client, target
 
     body = {"name": name, **({"sources": source} if source else {})}
+    _check(body)
     with _Place(key_file) as place, Client(target(url, key, data_dir)) as client:
         place.take(client.post(PATH, body), json)
 
@@ -119,10 +120,12 @@ def rotate(
     """
     from eventmill.cli.client import Client, target
 
+    body = {"sources": source} if source else {}
+    _check(body)
     server = target(url, key, data_dir)
     with _Place(key_file) as place, Client(server) as client:
         [own] = client.get("/api/v1/namespaces")
-        answer = client.post(f"{PATH}/{_segment(name)}/rotate", {"sources": source} if source else {})
+        answer = client.post(f"{PATH}/{_segment(name)}/rotate", body)
         file = (data_dir or options.DATA_DIR) / "key"
         if name == own and _is_in(file, server):
             from eventmill.server import replace_file
@@ -157,6 +160,20 @@ def delete(
         output.json_line(gone)
     else:
         output.note(f"namespace {name} is deleted")
+
+
+def _check(body: dict[str, Any]) -> None:
+    """What the server would refuse whatever it has. Raises InvalidInput."""
+    from eventmill.api.errors import Refusal
+    from eventmill.api.namespaces import new_name, new_sources
+    from eventmill.errors import InvalidInput
+
+    try:
+        if "name" in body:
+            new_name(body["name"])
+        new_sources(body.get("sources"), ())
+    except Refusal as e:
+        raise InvalidInput(str(e)) from e
 
 
 def _segment(name: str) -> str:
