@@ -130,6 +130,9 @@ class Secret(_Section):
     file: Path | None = None
     """A file that only the server's account reads; a final newline is left out."""
 
+    def __str__(self) -> str:
+        return f"environment variable {self.env}" if self.env is not None else str(self.file)
+
     @model_validator(mode="after")
     def _check(self) -> Secret:
         if (self.env is None) == (self.file is None):
@@ -220,11 +223,18 @@ class Functions(_Section):
             if self.engine != engine and getattr(self, key) != default:
                 raise ValueError(f"'{key}' is a setting of engine {engine} alone")
         if self.engine == "openwhisk":
+            if not self.api_host:
+                raise ValueError('engine openwhisk needs api_host = "https://host[:port]"')
             if not re.fullmatch(rf"https?://{_AUTHORITY.pattern}/?", self.api_host):
-                raise ValueError("engine openwhisk needs api_host, such as https://openwhisk.example.org")
+                raise ValueError(f"api_host '{_without_user(self.api_host)}': write https://host[:port], without a path")
             if self.key is None:
-                raise ValueError("engine openwhisk needs key = { env = … } or { file = … }")
+                raise ValueError('engine openwhisk needs key = { file = "PATH" } or { env = "NAME" }')
         return self
+
+
+def _without_user(url: str) -> str:
+    """What may be shown of a URL that is refused: somebody may have put a key in."""
+    return re.sub(r"[^/]*@", "…@", url)
 
 
 _OF_ENGINES = {
@@ -542,10 +552,22 @@ def _explain(error: Any) -> str:
     """One of pydantic's errors in a line: where, what, and what may have been meant."""
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] != "extra_forbidden":
-        return f"{where}: {error['msg']}" if where else str(error["msg"])
+        said = _said(error)
+        return f"{where}: {said}" if where else said
     known = _keys_beside(error["loc"])
     near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
     return f"{where}: unknown key" + (f" (did you mean '{near[0]}'?)" if near else f" (known here: {', '.join(known)})")
+
+
+def _said(error: Any) -> str:
+    """In our words where pydantic's are about its own types."""
+    name = str(error["loc"][-1]) if error["loc"] else ""
+    if error["type"] == "model_type" and error["ctx"]["class_name"] == Secret.__name__:
+        key = name if re.fullmatch(r"[\w-]+", name) else f'"{name}"'
+        return f'write {key} = {{ file = "PATH" }} or {{ env = "NAME" }}: secrets don\'t stand in the configuration'
+    if error["type"] == "list_type" and name in ("files", "paths", "topics"):
+        return f"write [[{name}]], once for each"
+    return str(error["msg"]).removeprefix("Value error, ")
 
 
 def _keys_beside(loc: tuple[Any, ...]) -> list[str]:
