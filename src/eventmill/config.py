@@ -226,7 +226,8 @@ class Functions(_Section):
             if not self.api_host:
                 raise ValueError('engine openwhisk needs api_host = "https://host[:port]"')
             if not re.fullmatch(rf"https?://{_AUTHORITY.pattern}/?", self.api_host):
-                raise ValueError(f"api_host '{_without_user(self.api_host)}': write https://host[:port], without a path")
+                shown = _without_user(self.api_host)
+                raise ValueError(f"api_host '{shown}': write https://host[:port], without a path")
             if self.key is None:
                 raise ValueError('engine openwhisk needs key = { file = "PATH" } or { env = "NAME" }')
         return self

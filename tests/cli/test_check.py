@@ -53,6 +53,43 @@ local = "/nosuch/either"
     assert "below limits.disk_free_mb" in details["disk"]
 
 
+def test_what_functions_want(cli: Cli, tmp_path: Path) -> None:
+    secret = tmp_path / "token"
+    secret.write_text("s3cret")
+    secret.chmod(0o644)
+    config = f"""
+server.port = 0
+[functions]
+node_modules = "/nosuch"
+[functions.http]
+hosts = ["fn.example.org"]
+headers."fn.example.org".Authorization = {{ file = "{secret}" }}
+"""
+    code, report = checked(cli, config)
+    assert code == 1
+    found = report["components"]
+    assert [name for name, facts in found.items() if not facts["ok"]] == ["functions.node_modules"]
+    assert found["functions.node_modules"]["detail"] == "/nosuch is no directory here"
+    assert "Node.js" in found["functions nodejs"]["detail"] or "nodejs:18" in found["functions nodejs"]["detail"]
+    [warned] = [facts["detail"] for facts in found.values() if facts.get("warning")]
+    assert warned == f"everybody can read {secret} (mode 0644): chmod o-r"
+    secret.chmod(0o640)
+    assert not any(facts.get("warning") for facts in checked(cli, config)[1]["components"].values())
+
+
+def test_an_openwhisk_that_can_t_be_had(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    functions = '[functions]\nengine = "openwhisk"\napi_host = "http://127.0.0.1:9"\n'
+    ran = cli("check", "--config", cli.write("mill.toml", functions + 'key = { file = "nokeyfile" }'), "--json")
+    detail = ran.objects[0]["components"]["functions"]["detail"]
+    assert (ran.code, ran.err) == (1, "")
+    assert detail == "functions.key: can't read the secret in nokeyfile: No such file or directory"
+    monkeypatch.setenv("OW_KEY", "uuid:key")
+    ran = cli("check", "--config", cli.write("mill.toml", functions + 'key = { env = "OW_KEY" }'), "--json")
+    facts = ran.objects[0]["components"]["functions"]
+    assert (ran.err, facts["warning"]) == ("", True)
+    assert facts["detail"].startswith("OpenWhisk at http://127.0.0.1:9: it can't be reached: ")
+
+
 def test_for_people(cli: Cli) -> None:
     ran = cli("check", "--config", cli.write("mill.toml", "[server]\nport = 0\n[retention]\nlog_days = 3\n"))
     assert ran.code == 0

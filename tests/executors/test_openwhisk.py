@@ -565,7 +565,7 @@ def test_time_s_up(own: Target) -> None:
     asyncio.run(work())
 
 
-def test_a_wrong_key_and_a_wrong_host_are_told_at_the_start(own: Target) -> None:
+def test_a_wrong_key_and_a_wrong_host_are_told_at_the_start(own: Target, caplog: pytest.LogCaptureFixture) -> None:
     url, key = own.url, own.key
 
     async def start(url: str, key: str) -> str:
@@ -579,6 +579,7 @@ def test_a_wrong_key_and_a_wrong_host_are_told_at_the_start(own: Target) -> None
 
     assert "functions.key" in asyncio.run(start(url, f"{key[:-1]}#"))
     assert "no OpenWhisk" in asyncio.run(start(f"{url}/elsewhere", key))
+    assert "functions wait" not in caplog.text
 
 
 def test_a_configuration_is_checked_before_the_start(
@@ -592,14 +593,23 @@ def test_a_configuration_is_checked_before_the_start(
         functions = {"engine": "openwhisk", "api_host": url, "key": {"env": "OW_KEY"}, "http": http}
         found = {each.name: each for each in components(load(functions=functions, server={"data_dir": tmp_path}))}
         assert "NOT_SET" in found["functions.http a.example"].detail
-        return found["functions"].ok, found["functions"].is_awaited, found["functions"].detail
+        return found["functions"].ok, found["functions"].is_warning, found["functions"].detail
 
-    assert said(url, key) == (True, False, f"OpenWhisk at {url} answers")
-    assert said(url, f"{key[:-1]}#")[0] is False
+    ok, is_warning, detail = said(url, key)
+    assert (ok, is_warning) == (True, False)
+    assert detail.startswith(f"OpenWhisk at {url} answers: up to 300 s, ")
+    assert "python:3" in detail
+    ok, _, detail = said(url, f"{key[:-1]}#")
+    assert not ok
+    assert detail.startswith(f"functions.key (environment variable OW_KEY): OpenWhisk at {url}: 401 ")
+    assert said(url, "no key") == (
+        False, False,
+        "functions.key (environment variable OW_KEY): what stands there is no key: uuid:key, in one line",
+    )  # fmt: skip
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
-        ok, is_awaited, detail = said(f"http://127.0.0.1:{nobody.getsockname()[1]}", key)
-        assert (ok, is_awaited) == (True, True)
+        ok, is_warning, detail = said(f"http://127.0.0.1:{nobody.getsockname()[1]}", key)
+        assert (ok, is_warning) == (True, True)
         assert "can't be reached" in detail
 
 

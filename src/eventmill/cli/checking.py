@@ -6,22 +6,28 @@ Looks and changes nothing: no directory is made, no database is opened, no topic
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import importlib.util
 import os
 import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from eventmill.config import Functions, HttpFunctions, Pool, Settings
+from pydantic import BaseModel
+
+from eventmill.config import Functions, HttpFunctions, Pool, Secret, Settings
 from eventmill.errors import InvalidConfig, Unavailable
 from eventmill.events import PathTable
 from eventmill.executors.htcondor.description import allowed_commands, read_defaults
 from eventmill.executors.htcondor.rooms import spool_problem
 from eventmill.executors.openwhisk import OpenWhisk
+from eventmill.executors.pool import node
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +37,8 @@ class Component:
     name: str
     ok: bool
     detail: str
-    is_awaited: bool = False
-    """It isn't there yet. The server runs without it, and takes it up when it comes."""
+    is_warning: bool = False
+    """The server runs nevertheless: what isn't there yet is taken up when it comes."""
 
 
 def components(settings: Settings) -> Iterator[Component]:
@@ -45,6 +51,10 @@ def components(settings: Settings) -> Iterator[Component]:
         yield from _kafka(settings)
     if settings.functions.engine == "openwhisk":
         yield _openwhisk(settings.functions)
+    else:
+        yield _node()
+    if settings.functions.node_modules is not None:
+        yield _directory("functions.node_modules", settings.functions.node_modules)
     yield from _services(settings.functions.http)
     for name, pool in settings.pools.items():
         if pool.kind == "htcondor":
@@ -54,6 +64,7 @@ def components(settings: Settings) -> Iterator[Component]:
     for row in settings.paths:
         if row.local is not None:
             yield _directory(f"paths {row.subject}", Path(row.local))
+    yield from _open_secrets(settings)
 
 
 def _data_dir(path: Path) -> Component:
@@ -136,27 +147,60 @@ def _kafka(settings: Settings) -> Iterator[Component]:
         else:
             there = row.name in known
             hint = "is not there, or we may not DESCRIBE it: it is waited for. Is the name right?"
-            yield Component(name, True, "is there" if there else hint, is_awaited=not there)
+            yield Component(name, True, "is there" if there else hint, is_warning=not there)
 
 
 def _openwhisk(functions: Functions) -> Component:
     """The key, the certificates, and whether it answers; one that is away is waited for."""
 
-    async def ask() -> tuple[bool, str]:
+    async def ask() -> tuple[bool, str, str]:
         with tempfile.TemporaryDirectory() as state:
             asked = OpenWhisk.of(functions, lambda digest: b"", state_dir=Path(state))
             try:
                 await asked.start()
-                return asked.condition()
+                return *asked.condition(), asked.offer()
             finally:
                 await asked.stop()
 
     where = f"OpenWhisk at {functions.api_host}"
     try:
-        answers, line = asyncio.run(ask())
+        answers, line, offer = asyncio.run(ask())
     except InvalidConfig as e:
-        return Component("functions", False, f"{where}: {e}")
-    return Component("functions", True, f"{where} answers" if answers else line, is_awaited=not answers)
+        return Component("functions", False, str(e))
+    if answers:
+        return Component("functions", True, f"{where} answers: {offer}")
+    return Component("functions", True, line.replace("OpenWhisk", where, 1), is_warning=True)
+
+
+def _node() -> Component:
+    """What runs JavaScript; without it its kinds are refused."""
+    found = node.find()
+    if found is None:
+        hint = "no Node.js: nodejs kinds are refused (pip install 'eventmill[nodejs]')"
+        return Component("functions nodejs", True, hint)
+    return Component("functions nodejs", True, f"{', '.join(found.kinds)} run by {found.path}")
+
+
+def _open_secrets(settings: Settings) -> Iterator[Component]:
+    """Files with secrets that everybody can read."""
+    for name, secret in _secrets(settings, ""):
+        if secret.file is None:
+            continue
+        with contextlib.suppress(OSError):  # who needs it has said that it can't be read
+            mode = stat.S_IMODE(secret.file.stat().st_mode)
+            if mode & stat.S_IROTH:
+                detail = f"everybody can read {secret.file} (mode {mode:04o}): chmod o-r"
+                yield Component(f"{name} file", True, detail, is_warning=True)
+
+
+def _secrets(value: Any, name: str) -> Iterator[tuple[str, Secret]]:
+    """All secrets below a part of the settings, with their settings' names."""
+    if isinstance(value, Secret):
+        yield name, value
+    elif isinstance(value, BaseModel | dict | list):
+        parts = enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, dict) else value
+        for key, part in parts:
+            yield from _secrets(part, f"{name}.{key}" if name else str(key))
 
 
 def _services(http: HttpFunctions) -> Iterator[Component]:

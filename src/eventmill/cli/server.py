@@ -110,11 +110,15 @@ def _check_there(url: str | None, key: str | None, data_dir: Path | None) -> Any
 
 
 def _check_here(settings: Settings) -> dict[str, Any]:
+    import logging
+
     from eventmill.cli.checking import components
 
+    # what is looked at is said in the report, not in a server's logs
+    logging.getLogger("eventmill").addHandler(logging.NullHandler())
     found = {
         component.name: {"ok": component.ok, "detail": component.detail}
-        | ({"warning": True} if component.is_awaited else {})
+        | ({"warning": True} if component.is_warning else {})
         for component in components(settings)
     }
     return {"settings": settings.model_dump(mode="json"), "components": found}

@@ -40,6 +40,12 @@ def allowed(hosts: Sequence[str]) -> dict[str, str]:
     return {found: host for host in sorted(hosts, key=lambda host: "://" in host) for found in _places(host.lower())}
 
 
+def entry(place: str) -> str:
+    """The shortest entry of the configuration that allows this `scheme://host:port`."""
+    scheme, _, authority = place.partition("://")
+    return authority.removesuffix(":443") if scheme == "https" else authority
+
+
 def is_plain(entry: str) -> bool:
     """Whether an entry says that nobody can listen there: what it is sent besides may go in plain text."""
     return entry.lower().startswith("http://")

@@ -17,9 +17,9 @@ from typing import Any
 
 import httpx
 
-from eventmill.config import HttpFunctions
+from eventmill.config import HttpFunctions, Secret
 from eventmill.entities import Action, Status
-from eventmill.errors import InvalidEntity, InvalidEvent
+from eventmill.errors import InvalidConfig, InvalidEntity, InvalidEvent
 from eventmill.executors.base import Attempt
 from eventmill.executors.endings import Ending, of_timeout
 from eventmill.executors.http import address, exchange
@@ -28,6 +28,8 @@ from eventmill.executors.remote import RemoteExecutor, no_cookies, now_ms, trust
 _CONNECT_S = 5.0
 _KEPT_S = 20.0
 """An idle connection is closed by us before the other side does it under our next request."""
+_SHOWN_MAX = 10
+"""Hosts that a refusal names."""
 
 
 class HttpFunctionsExecutor(RemoteExecutor):
@@ -47,7 +49,8 @@ class HttpFunctionsExecutor(RemoteExecutor):
     async def start(self) -> None:
         """Raises InvalidConfig if a secret, or the certificates, can't be read."""
         self._headers = {
-            host: {name: secret.read() for name, secret in headers.items()} for host, headers in self._secrets.items()
+            host: {name: _read(f"{host}.{name}", secret) for name, secret in headers.items()}
+            for host, headers in self._secrets.items()
         }
         count = self._lanes.width
         self._http = httpx.AsyncClient(
@@ -71,7 +74,7 @@ class HttpFunctionsExecutor(RemoteExecutor):
             return str(e)
         entry = self._hosts.get(where)
         if entry is None:
-            return f"{where} is no place that actions may call: the server's functions.http.hosts has those"
+            return self._unknown(where, action.namespace)
         if entry in self._secrets and where.startswith("http:") and not address.is_plain(entry):
             return (
                 f"{entry} has functions.http.headers, which do not go out in plain text: call it by https, or, where "
@@ -81,8 +84,19 @@ class HttpFunctionsExecutor(RemoteExecutor):
             return f"actions of '{action.namespace}' may not call {entry}: functions.http.namespaces says who may"
         return None
 
+    def _unknown(self, where: str, namespace: str) -> str:
+        """What to do about a place that nobody may call. The hosts of others are not told."""
+        hosts = dict.fromkeys(self._hosts.values())
+        own = [host for host in hosts if namespace in self._namespaces.get(host, [namespace])]
+        now = ", ".join(own[:_SHOWN_MAX]) + (" …" if len(own) > _SHOWN_MAX else "")
+        return (
+            f'no action may call {where}: add "{address.entry(where)}" to hosts below [functions.http] in the '
+            f"server's configuration (now: {now or 'none'})"
+        )
+
     def condition(self) -> tuple[bool, str]:
-        return True, f"{len(self._hosts)} hosts allowed, {self._lanes.out} calls under way, {len(self._lanes)} wait"
+        hosts = len(set(self._hosts.values()))
+        return True, f"{hosts} hosts allowed, {self._lanes.out} calls under way, {len(self._lanes)} wait"
 
     def counts(self) -> Mapping[str, int]:
         return self._counts
@@ -125,3 +139,10 @@ class HttpFunctionsExecutor(RemoteExecutor):
             if len(body) > most:
                 return exchange.unusable(f"{where} answered more than {most} bytes")
         return exchange.ending(answer.status_code, answer.headers, bytes(body), where)
+
+
+def _read(name: str, secret: Secret) -> str:
+    try:
+        return secret.read()
+    except InvalidConfig as e:
+        raise InvalidConfig(f"functions.http.headers.{name}: {e}") from e

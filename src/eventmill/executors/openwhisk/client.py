@@ -91,7 +91,7 @@ class Client:
     def __init__(self, host: str, key: str, *, verify: ssl.SSLContext | bool, connections_max: int) -> None:
         user, _, secret = key.partition(":")
         count = connections_max + _SPARE
-        self._host = f"{host}/"
+        self.host = host
         self.throttled = 0
         self._free_at = 0.0
         self._crowded_s = 0.0
@@ -150,7 +150,7 @@ class Client:
     async def limits(self) -> TheirLimits:
         """Its limits, with the kinds that it has where its front page is to be seen."""
         said = await self._get("limits", dict)
-        return TheirLimits.read(said, _kinds(await self._request("GET", self._host)))
+        return TheirLimits.read(said, _kinds(await self._request("GET", f"{self.host}/")))
 
     async def has_action(self, name: str) -> bool:
         try:
@@ -205,7 +205,8 @@ class Client:
         try:
             answer = await self._http.request(method, path, content=body or None, headers=headers)
         except (httpx.ConnectError, httpx.ConnectTimeout) as e:
-            raise Away(f"it can't be reached: {e or type(e).__name__}") from e
+            hint = " (does it speak http:// alone?)" if _is_plain(e) else ""
+            raise Away(f"it can't be reached: {e or type(e).__name__}{hint}") from e
         except httpx.RequestError as e:  # what can't be unpacked is one, too
             raise Lost(f"no answer came: {e or type(e).__name__}") from e
         if answer.status_code == 429:
@@ -230,6 +231,11 @@ class Client:
             self._crowded_s = min(max(2 * self._crowded_s, _CROWDED_FIRST_S), _CROWDED_MAX_S)
             pause_s = self._crowded_s * random.uniform(0.75, 1.25)
         self._free_at = max(self._free_at, now + pause_s)
+
+
+def _is_plain(error: httpx.TransportError) -> bool:
+    """Whether what answered our TLS was no TLS."""
+    return any(sign in str(error) for sign in ("WRONG_VERSION_NUMBER", "record layer failure"))
 
 
 def _trouble(answer: httpx.Response) -> Trouble:

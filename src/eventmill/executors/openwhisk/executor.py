@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,7 @@ from eventmill.executors.remote import RemoteExecutor, UnderWay, now_ms, trusted
 
 _log = logging.getLogger(__name__)
 
+_KEY = re.compile(r"[!-9;-~]+:[!-~]+")
 _FIRST_S, _AWAY_MAX_S = 0.1, 5.0
 """Pauses before OpenWhisk, which is away, is tried again."""
 _ASK_MAX_S = 5.0
@@ -66,7 +68,8 @@ _TIDY_S, _KEPT_MS = 3600.0, 7 * 86_400_000
 
 class OpenWhisk(RemoteExecutor):
     """`code` gives an action's code by its digest; `environment` is in every function's environment. `state_dir`: the
-    executor's own. Of an archive, so many files with so many bytes are taken."""
+    executor's own. Of an archive, so many files with so many bytes are taken. `key_setting`: where the
+    key came from, for people."""
 
     ignored = "OpenWhisk ends nothing: it may still run, its result is ignored"
 
@@ -80,8 +83,10 @@ class OpenWhisk(RemoteExecutor):
         environment: Mapping[str, str] | None = None,
         archive_files_max: int = 10_000,
         archive_bytes_max: int = 512 << 20,
+        key_setting: str = "functions.key",
     ) -> None:
         super().__init__(connections_max, state_dir)
+        self._key_setting = key_setting
         self._document = partial(packing.document, files_max=archive_files_max, bytes_max=archive_bytes_max)
         self._code = code
         self._client = client
@@ -101,8 +106,15 @@ class OpenWhisk(RemoteExecutor):
         """As it is configured. Raises InvalidConfig if the key or the certificates can't be read."""
         assert settings.key is not None
         host, count = settings.api_host.rstrip("/"), settings.connections_max
-        client = Client(host, settings.key.read(), verify=trusted(settings.ca_file), connections_max=count)
-        return cls(code, client, state_dir=state_dir, connections_max=count, **more)
+        key_setting = f"functions.key ({settings.key})"
+        try:
+            key = settings.key.read()
+        except InvalidConfig as e:
+            raise InvalidConfig(f"functions.key: {e}") from e
+        if not _KEY.fullmatch(key):
+            raise InvalidConfig(f"{key_setting}: what stands there is no key: uuid:key, in one line")
+        client = Client(host, key, verify=trusted(settings.ca_file), connections_max=count)
+        return cls(code, client, state_dir=state_dir, connections_max=count, key_setting=key_setting, **more)
 
     # life
 
@@ -112,22 +124,17 @@ class OpenWhisk(RemoteExecutor):
         try:
             await self._learn()
         except (Missing, Refused, Unusable) as e:
-            raise InvalidConfig(f"functions.api_host: what answers there is no OpenWhisk: {e}") from e
-        except Away as e:
-            if str(e).startswith(("401", "403")):
-                raise InvalidConfig(f"functions.key: {e}") from e
-            self._background.go(self._learn_later())
-        except Lost:
+            raise InvalidConfig(f"functions.api_host: what answers at {self._client.host} is no OpenWhisk: {e}") from e
+        except Trouble as e:
+            if isinstance(e, Away) and str(e).startswith(("401", "403")):
+                raise InvalidConfig(f"{self._key_setting}: OpenWhisk at {self._client.host}: {e}") from e
+            self._note(e)
             self._background.go(self._learn_later())
         await super().start()
         self._background.go(self._tidy())
 
     async def _learn(self) -> None:
-        try:
-            self._limits = await self._client.limits()
-        except Trouble as e:
-            self._note(e)
-            raise
+        self._limits = await self._client.limits()
         self._note(None)
         self._lanes.width = max(1, min(self._connections_max, self._limits.concurrent))
 
@@ -135,9 +142,10 @@ class OpenWhisk(RemoteExecutor):
         pauses = _Pauses(_AWAY_MAX_S)
         while True:
             await pauses.next()
-            with contextlib.suppress(Trouble):
-                await self._learn()
-                return
+            try:
+                return await self._learn()
+            except Trouble as e:
+                self._note(e)
 
     async def stop(self) -> None:
         await super().stop()
@@ -150,6 +158,10 @@ class OpenWhisk(RemoteExecutor):
 
     def counts(self) -> Mapping[str, int]:
         return {**self._counts, "throttled": self._client.throttled}
+
+    def offer(self) -> str:
+        """What it has, as far as it says so."""
+        return str(self._limits)
 
     def refusal(self, action: Action) -> str | None:
         return self._limits.refusal(action)

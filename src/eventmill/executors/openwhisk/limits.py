@@ -34,6 +34,10 @@ class TheirLimits:
         known = {own: value for own, theirs in names.items() if type(value := said.get(theirs)) is int and value >= 1}
         return cls(**known, kinds=None if kinds is None else frozenset(kinds))
 
+    def __str__(self) -> str:
+        kinds = "" if self.kinds is None else f"; kinds {', '.join(sorted(self.kinds))}"
+        return f"up to {self.timeout_ms_max / 1000:g} s, {self.memory_mb_max} MB, {self.concurrent} at once{kinds}"
+
     def of(self, action: Action) -> Document:
         """An action's limits there. Less memory or time than they give at least does no harm, nor do shorter logs."""
         wanted = action.limits
