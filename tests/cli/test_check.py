@@ -137,3 +137,24 @@ def test_a_configuration_that_is_missing(cli: Cli) -> None:
         2,
         "eventmill: can't read configuration missing.toml: No such file or directory\n",
     )
+
+
+def test_where_a_pool_s_ads_and_rooms_are(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "spool").mkdir()
+    (tmp_path / "spool").chmod(0o777)
+    config = f"""[server]
+port = 0
+[pools.site]
+kind = "htcondor"
+event_log = "{tmp_path}/EventLog"
+history_dir = "{tmp_path}/no-such"
+spool_dir = "{tmp_path}/spool"
+"""
+    code, report = checked(cli, config)
+    assert code == 1
+    details = {name: facts["detail"] for name, facts in report["components"].items() if not facts["ok"]}
+    assert details["pools.site.history_dir"] == f"{tmp_path}/no-such is no directory that this user can write"
+    assert details["pools.site.spool_dir"].startswith(f"spool_dir: {tmp_path}/spool")
+    (tmp_path / "no-such").mkdir()
+    _, report = checked(cli, config)
+    assert report["components"]["pools.site.history_dir"]["ok"]
