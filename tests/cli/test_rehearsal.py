@@ -197,5 +197,10 @@ def test_wrong_options(cli: Cli, flow: str) -> None:
     assert rehearse(cli, flow, "/x", "--result", "nosuch={}").err.startswith(
         "eventmill: --result nosuch=…: the flow has"
     )
-    assert rehearse(cli, flow, "/x", "--result", "calibrate").err == "eventmill: --result calibrate: write NAME=VALUE\n"
+    assert (
+        rehearse(cli, flow, "/x", "--result", "calibrate").err == "eventmill: --result calibrate: write ACTION=JSON\n"
+    )
+    broken = rehearse(cli, flow, "/x", "--result", 'calibrate={"path": }')
+    assert broken.code == 2
+    assert broken.err == "eventmill: --result calibrate: not JSON at line 1, column 10: Expecting value\n"
     assert cli("test", flow, "missing.json").err == "eventmill: can't read missing.json: No such file or directory\n"

@@ -393,6 +393,16 @@ def test_run_with_a_flow_that_is_refused(tmp_path: Path, cli: Cli) -> None:
     assert not (tmp_path / "data").exists()
 
 
+def test_run_with_a_flow_that_the_server_refuses(cli: Cli) -> None:
+    cli.write(
+        "call.py", "from eventmill import Mill\nmill = Mill('m')\ncall = mill.http('http://127.0.0.1:9/f', name='f')"
+    )
+    ran = cli.real("run", "call.py", "--data-dir", "data", "--port", "0")
+    assert ran.code == 2
+    assert 'add "127.0.0.1:9" to hosts below [functions.http] in the server' in ran.err
+    assert ran.err.endswith("eventmill: the flow was refused: nothing was changed\n")
+
+
 def test_run_waits_for_a_directory(tmp_path: Path) -> None:
     (tmp_path / "small.py").write_text(flows.SMALL.replace("ROOT", str(tmp_path / "in/later")))
     with started(tmp_path, "run", "small.py") as process:

@@ -69,8 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted."""
     try:
         app(arguments, prog_name="eventmill")
-    except CommandFailed:
-        sys.exit(FAILED)
+    except CommandFailed as e:
+        sys.exit(e.code)
     except (InvalidInput, EventmillError) as e:
         _say(e)
         sys.exit(WRONG if isinstance(e, InvalidInput) else FAILED)

@@ -72,6 +72,22 @@ def parameter_values(pairs: list[str] | None, option: str) -> dict[str, Any]:
     return values
 
 
+def result_values(pairs: list[str] | None) -> dict[str, Any]:
+    """`ACTION=JSON` pairs. Raises InvalidInput with the place where it is no JSON."""
+    import json
+
+    values: dict[str, Any] = {}
+    for pair in pairs or []:
+        name, equals, text = pair.partition("=")
+        if not name or not equals:
+            raise InvalidInput(f"--result {pair}: write ACTION=JSON")
+        try:
+            values[name] = json.loads(text)
+        except json.JSONDecodeError as e:
+            raise InvalidInput(f"--result {name}: not JSON at line {e.lineno}, column {e.colno}: {e.msg}") from e
+    return values
+
+
 def deploy(
     flow_file: FlowFile,
     parameters: Annotated[
@@ -217,7 +233,7 @@ def rehearse(
     settings = load(config)
     flow = read_flow(flow_file)
     event = read_event(event_file)
-    results = parameter_values(assumed, "--result")
+    results = result_values(assumed)
     entities = flow_entities(
         flow, "default", parameter_values(parameters, "--param"), Server(settings.limits, settings.pools)
     )

@@ -60,7 +60,11 @@ def kafka_settings(config: Path | None, brokers: str | None) -> Settings:
 
 
 class CommandFailed(EventmillError):
-    """The command has said what is wrong; all that is left is exit code 1."""
+    """The command has said what is wrong; all that is left is the exit code."""
+
+    def __init__(self, code: int = FAILED) -> None:
+        super().__init__(f"exit code {code}")
+        self.code = code
 
 
 def closing(*examples: str, codes: str = "0 done, 1 failed, 2 wrong usage or input.") -> str:

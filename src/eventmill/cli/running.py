@@ -24,7 +24,7 @@ from eventmill.cli import output
 from eventmill.cli.client import Client, Target, segment
 from eventmill.cli.deployment import Change, carry_out, plan
 from eventmill.cli.flows import refusals
-from eventmill.cli.options import CANCELLED, DATA_DIR, CommandFailed
+from eventmill.cli.options import CANCELLED, DATA_DIR, WRONG, CommandFailed
 from eventmill.cli.watching import Earlier, Watch, earlier, sources, watches
 from eventmill.config import Settings
 from eventmill.sdk.pack import Entity, Flow
@@ -45,14 +45,13 @@ _NAMED_MAX = 10
 def run_flow(flow: Flow, entities: Sequence[Entity], settings: Settings, json: bool) -> None:
     """Serve the flow until SIGTERM or Ctrl-C, which end it cleanly. Raises CommandFailed if the flow was refused."""
     found = watches(entities, settings)
-    for watch in found:
-        output.note(_watching(watch))
     settings = settings.model_copy(update={"files": sources(found, settings)})
     is_first = not (settings.server.data_dir / "store.db").exists()
     # the server's own log would hide what the flow does; what goes wrong is still said
     logging.getLogger("eventmill").setLevel(logging.WARNING)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    uvloop.run(_Run(flow, entities, earlier(entities, settings) if is_first else [], settings, json).serve())
+    ignored = earlier(entities, settings) if is_first else []
+    uvloop.run(_Run(flow, entities, found, ignored, settings, json).serve())
 
 
 def _watching(watch: Watch) -> str:
@@ -65,10 +64,12 @@ class _Run:
     """One run: the server, and beside it the deploy and the printing. If one of these fails, the server is ended."""
 
     def __init__(
-        self, flow: Flow, entities: Sequence[Entity], ignored: Sequence[Earlier], settings: Settings, json: bool
-    ) -> None:
+        self, flow: Flow, entities: Sequence[Entity], watches: Sequence[Watch], ignored: Sequence[Earlier],
+        settings: Settings, json: bool,
+    ) -> None:  # fmt: skip
         self._flow = flow
         self._entities = entities
+        self._watches = watches
         self._ignored = ignored
         self._settings = settings
         self._json = json
@@ -125,11 +126,13 @@ class _Run:
         for refusal in refusals(self._flow, changes):
             output.note(f"eventmill: {refusal}")
         if any(change.outcome == "refused" for change in changes):
-            raise CommandFailed("the flow was refused")
+            raise CommandFailed(WRONG)
         if others:
             output.note(f"also active from before: {_some(others)} (eventmill undeploy NAME removes a flow)")
         rules = sum(change.collection == "rules" and change.outcome != "deleted" for change in changes)
         counted = output.counted(rules, "rule")
+        for watch in self._watches:
+            output.note(_watching(watch))
         output.note(f"{self._flow.path.name} is served at {running.url}: {counted}; Ctrl-C ends it")
         for found in self._ignored:
             output.note(_announcing(found, self._settings.server.data_dir))
