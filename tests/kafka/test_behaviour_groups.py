@@ -455,10 +455,11 @@ def test_kafka_never_knows_more_than_the_disk(
                 await durable()
 
             monkeypatch.setattr(r.store, "durable", late)
-            await r.backbone.append([_event(1, "")])
+            appending = asyncio.create_task(r.backbone.append([_event(1, "")]))
             await asyncio.sleep(0.5)
             assert not broker.records(f"own-{name}")
             synced.set()
+            await appending
             await r.until(lambda: r.batches, "the event")
 
     run(body)
