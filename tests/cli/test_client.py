@@ -48,9 +48,11 @@ def test_a_named_data_directory_wins_over_the_environment(tmp_path: Path, monkey
     monkeypatch.setenv("EVENTMILL_KEY", "a:b")
     named = data_dir(tmp_path / "d", "http://127.0.0.1:1234", KEY)
     found = target("https://mill.example.org", "a:b", named)
-    assert (found.url, found.key) == ("http://127.0.0.1:1234", KEY)
-    assert target("https://other.example.org", "c:d", named) == Target("https://other.example.org", "--url", "c:d")
-    assert target("https://mill.example.org", "a:b", None).key == "a:b"
+    assert (found.url, found.key, found.key_from) == ("http://127.0.0.1:1234", KEY, str(named / "key"))
+    assert target("https://other.example.org", "c:d", named) == Target(
+        "https://other.example.org", "--url", "c:d", "--key"
+    )
+    assert target("https://mill.example.org", "a:b", None).key_from == "EVENTMILL_KEY"
 
 
 def test_a_key_is_not_sent_to_another_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +99,7 @@ def test_an_event_of_which_nothing_is_known_can_be_sent_again(cli: Cli) -> None:
         (("--url", "http://", "--key", KEY), "--url: 'http:' is no address"),
         (("--url", "http://127.0.0.1:99999", "--key", KEY), "--url: 'http://127.0.0.1:99999' is no address"),
         (("--url", "http://127.0.0.1:9"), "no key for http://127.0.0.1:9: give it by EVENTMILL_KEY"),
-        (("--url", "http://127.0.0.1:9", "--key", "secret"), "the key is not of the form uuid:secret\n"),
+        (("--url", "http://127.0.0.1:9", "--key", "secret"), "the key (from --key) is not of the form uuid:secret\n"),
     ],
 )
 def test_wrong_addresses_and_keys(cli: Cli, options: tuple[str, ...], message: str) -> None:

@@ -70,7 +70,7 @@ def test_what_is_in_it_goes_by_force(cli: Cli, data: Path) -> None:
     assert cli("deploy", flow, *where).code == 0
     refused = run(cli, data, "delete", "full")
     assert refused.code == 1
-    assert "is not empty (1 package, 1 action)" in refused.err
+    assert refused.err == "eventmill: namespace full is not empty (1 package, 1 action): with --force they go, too\n"
     assert run(cli, data, "delete", "full", "--force").code == 0
 
 

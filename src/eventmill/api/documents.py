@@ -177,6 +177,9 @@ def _image(given: Any) -> str:
     return given
 
 
+_NO_NODE = " The server has no Node.js (pip install 'eventmill[nodejs]')."
+
+
 def _kind(given: Any, kinds: Kinds) -> str:
     if not isinstance(given, str):
         raise malformed("'kind' must be a string defined in 'exec'")
@@ -185,8 +188,9 @@ def _kind(given: Any, kinds: Kinds) -> str:
     if resolved is not None:
         return resolved
     valid = ", ".join(f"'{name}'" for name in (*kinds.names(), *OWN_KINDS))
+    hint = _NO_NODE if kind.startswith("nodejs") and "nodejs" not in kinds.families else ""
     raise malformed(
-        f"The specified runtime '{kind[:100]}' is not supported by this platform. Valid values are: {valid}."
+        f"The specified runtime '{kind[:100]}' is not supported by this platform. Valid values are: {valid}.{hint}"
     )
 
 

@@ -42,11 +42,12 @@ class Refused(EventmillError):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A server and how we know of it. `key` is `uuid:secret`."""
+    """A server and how we know of it. `key` is `uuid:secret`; where it came from may be said."""
 
     url: str
     url_from: str
     key: str
+    key_from: str = ""
 
     def __repr__(self) -> str:
         return f"Target({self.url})"
@@ -59,11 +60,12 @@ def target(url: str | None, key: str | None, data_dir: Path | None) -> Target:
     known, InvalidConfig if its address can't be one, or there is no key for it.
     """
     files = data_dir or DATA_DIR
+    key_from = "EVENTMILL_KEY" if key == os.environ.get("EVENTMILL_KEY") else "--key"
     local_url = _first_line(files / "address")
     if data_dir is not None:
         url = None if url == os.environ.get("EVENTMILL_URL") else url
-        if url is None and key == os.environ.get("EVENTMILL_KEY"):
-            key = _first_line(files / "key") or key
+        if url is None and key == os.environ.get("EVENTMILL_KEY") and (own := _first_line(files / "key")):
+            key, key_from = own, str(files / "key")
     if url is not None:
         found, origin = url.rstrip("/"), "EVENTMILL_URL" if os.environ.get("EVENTMILL_URL") == url else "--url"
     elif local_url is not None:
@@ -75,15 +77,15 @@ def target(url: str | None, key: str | None, data_dir: Path | None) -> Target:
         )
     _check_url(found, origin)
     if key is None and _may_use_file(found, local_url, data_dir):
-        key = _first_line(files / "key")
+        key, key_from = _first_line(files / "key"), str(files / "key")
     if key is None:
         raise InvalidConfig(
             f"no key for {found}: give it by EVENTMILL_KEY (or --key), or name the server's data directory by "
             f"--data-dir (looked for {files / 'key'})"
         )
     if ":" not in key:
-        raise InvalidConfig("the key is not of the form uuid:secret")
-    return Target(found, origin, key)
+        raise InvalidConfig(f"the key (from {key_from}) is not of the form uuid:secret")
+    return Target(found, origin, key, key_from)
 
 
 def _check_url(url: str, origin: str) -> None:
@@ -186,7 +188,9 @@ class Client:
     def _refusal(self, answer: httpx.Response, what: str) -> EventmillError:
         reason = _reason(answer)
         if answer.status_code == 401:
-            return Refused(f"the server at {self.target.url} does not accept the key", 401, what)
+            return Refused(
+                f"the server at {self.target.url} does not accept the key (from {self.target.key_from})", 401, what
+            )
         if answer.status_code == 404:
             return NotFound(_missing(what, reason))
         if answer.status_code == 503:

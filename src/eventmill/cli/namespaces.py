@@ -12,6 +12,7 @@ import typer
 
 from eventmill.cli import options
 from eventmill.cli.options import closing
+from eventmill.errors import EventmillError, InvalidInput
 
 if TYPE_CHECKING:
     from eventmill.cli.client import Target
@@ -152,10 +153,13 @@ def delete(
     What has run in it stays to be seen, for a namespace of the same name, until it is too old (retention).
     """
     from eventmill.cli import output
-    from eventmill.cli.client import Client, target
+    from eventmill.cli.client import Client, Refused, target
 
     with Client(target(url, key, data_dir)) as client:
-        gone = client.delete(f"{PATH}/{_segment(name)}", force=force)
+        try:
+            gone = client.delete(f"{PATH}/{_segment(name)}", force=force)
+        except Refused as e:
+            raise EventmillError(e.reason.replace("with force=true", "with --force")) from e
     if json:
         output.json_line(gone)
     else:
@@ -166,7 +170,6 @@ def _check(body: dict[str, Any]) -> None:
     """What the server would refuse whatever it has. Raises InvalidInput."""
     from eventmill.api.errors import Refusal
     from eventmill.api.namespaces import new_name, new_sources
-    from eventmill.errors import InvalidInput
 
     try:
         if "name" in body:

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from eventmill.config import Settings
 
 Port = Annotated[
-    int | None, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes any that is free.")
+    int | None,
+    typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes any that is free.  [default: 3233]"),
 ]
-Host = Annotated[str | None, typer.Option("--host", help="Address to listen on.")]
-LogFormat = Annotated[str | None, typer.Option("--log-format", help="text or json.")]
+Host = Annotated[str | None, typer.Option("--host", help="Address to listen on.  [default: 127.0.0.1]")]
+LogFormat = Annotated[str | None, typer.Option("--log-format", help="text or json.  [default: text]")]
 
 
 def settings_of(
