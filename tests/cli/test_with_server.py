@@ -268,6 +268,8 @@ def test_lists_are_filtered(lab: Lab) -> None:
     failed = lab.json("activations", "list", "--state", "failed", "--action", "lab/refuse", "--since", "1h")
     assert failed
     assert {a["state"] for a in failed} == {"failed"}
+    shown = lab("activations", "show", failed[0]["activationId"])
+    assert shown.err == f"what it has written: eventmill activations logs {failed[0]['activationId']}\n"
     assert lab.json("activations", "list", "--action", "lab/refuse", "--since", "2100-01-01") == []
     assert len(lab.json("activations", "list", "--limit", "1")) == 1
     ran = lab("activations", "list", "--state", "done")

@@ -127,7 +127,7 @@ class OpenWhisk:
     def start(self) -> None:
         """Returns when it answers. Raises OpenWhiskTrouble."""
         command = ["setpriv", "--pdeathsig", "TERM", "bash", str(self.programs / "run.sh")]
-        with self.log.open("wb") as log, _claimed() as (net, claim):
+        with self.log.open("wb") as log, claimed() as (net, claim):
             self.process = _starter.submit(
                 subprocess.Popen, [*command, str(self.directory / "state"), self.url.rpartition(":")[2]],
                 env={**self._environment, "OW_STANDIN_NET": net}, pass_fds=[claim], start_new_session=True,
@@ -210,7 +210,7 @@ class OpenWhisk:
 
 
 @contextlib.contextmanager
-def _claimed() -> Iterator[tuple[str, int]]:
+def claimed() -> Iterator[tuple[str, int]]:
     """A net for its actions, and the socket whose name keeps all others from it: the server gets it, and has it until
     its end."""
     for number in random.sample(_NETS, len(_NETS)):

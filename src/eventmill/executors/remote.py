@@ -181,12 +181,13 @@ def _key(attempt: Attempt) -> Key:
     return attempt.activation, attempt.number
 
 
-def trusted(ca_file: Path | None) -> ssl.SSLContext:
-    """What certificates are checked with: those of the file, or else of the system. Raises InvalidConfig."""
+def trusted(ca_file: Path | None, setting: str) -> ssl.SSLContext:
+    """What certificates are checked with: those of the file, or else of the system. Raises InvalidConfig, which names
+    the file's `setting`."""
     try:
         return ssl.create_default_context(cafile=ca_file)
     except (OSError, ssl.SSLError) as e:
-        raise InvalidConfig(f"can't read the certificates in {ca_file}: {e.strerror or e}") from e
+        raise InvalidConfig(f"{setting}: can't read the certificates in {ca_file}: {e.strerror or e}") from e
 
 
 def no_cookies() -> CookieJar:

@@ -54,7 +54,7 @@ class HttpFunctionsExecutor(RemoteExecutor):
         }
         count = self._lanes.width
         self._http = httpx.AsyncClient(
-            verify=trusted(self._ca_file),
+            verify=trusted(self._ca_file, "functions.http.ca_file"),
             trust_env=False,
             follow_redirects=False,
             cookies=no_cookies(),

@@ -113,7 +113,8 @@ class OpenWhisk(RemoteExecutor):
             raise InvalidConfig(f"functions.key: {e}") from e
         if not _KEY.fullmatch(key):
             raise InvalidConfig(f"{key_setting}: what stands there is no key: uuid:key, in one line")
-        client = Client(host, key, verify=trusted(settings.ca_file), connections_max=count)
+        verify = trusted(settings.ca_file, "functions.ca_file")
+        client = Client(host, key, verify=verify, connections_max=count)
         return cls(code, client, state_dir=state_dir, connections_max=count, key_setting=key_setting, **more)
 
     # life
