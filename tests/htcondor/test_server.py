@@ -161,9 +161,9 @@ def test_a_chain_goes_through_the_pool_and_shows_its_job(m: CondorMill) -> None:
     assert usage["wall_s"] >= 0
     assert f"condor:local#{job}" in command(m, "activations", "show", activation)
     ad = until_in_history(m, job)
-    assert (ad["EventmillActivation"], ad["JobBatchName"], ad["Owner"]) == (
-        activation, "default/lab/work", m.condor.owner
-    )  # fmt: skip
+    chain = json.loads(command(m, "activations", "show", "--json", shown["parent"]))["action"]
+    assert chain != "default/lab/work"
+    assert (ad["EventmillActivation"], ad["JobBatchName"], ad["Owner"]) == (activation, chain, m.condor.owner)
 
 
 def test_cancelling_removes_the_job(m: CondorMill) -> None:

@@ -88,7 +88,7 @@ def _decided(turn: Turn, parent: Activation, call: Activation) -> None:
         return
     _count(turn, parent, "components", max(1, len(component.components)))
     if steps.is_long(turn, component, parent.namespace):
-        turn.unawaited.append(_topmost(turn, parent))
+        turn.unawaited.append(turn.topmost(parent))
     steps.begin_step(turn, parent, call.index + 1, component, params or b"{}")
 
 
@@ -147,12 +147,6 @@ def _above(turn: Turn, activation: Activation) -> tuple[Activation | None, bool]
             return parent, through_map
         row, through_map = parent, through_map or parent.category is Category.MAP
     return None, False
-
-
-def _topmost(turn: Turn, row: Activation) -> Activation:
-    while row.parent is not None and (parent := turn.get(row.parent)) is not None:
-        row = parent
-    return row
 
 
 def _account(row: Activation) -> dict[str, Any]:

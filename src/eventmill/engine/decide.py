@@ -78,14 +78,15 @@ def element_params(element: Any) -> bytes:
     return orjson.dumps(element if isinstance(element, dict) else {"value": element})
 
 
-def attempt(activation: Activation, action: Action) -> Attempt:
-    """What an executor is given of an activation."""
+def attempt(activation: Activation, action: Action, chain: str = "") -> Attempt:
+    """What an executor is given of an activation; of a job also the name of its chain."""
     return Attempt(
         activation=activation.id,
         number=activation.attempt,
         action=action,
         params=activation.params,
         caller=activation.namespace,
+        chain=chain,
         transaction=activation.transaction,
         traceparent=activation.traceparent,
     )

@@ -438,8 +438,9 @@ class Engine:
         for name, report in turn.early:
             self._early.setdefault(report.activation, []).append((name, report))
         attempts: dict[str, list[Attempt]] = {}
-        for activation, action in turn.handed.values():
-            attempts.setdefault(self._queues.executor(activation.queue), []).append(decide.attempt(activation, action))
+        for activation, action, chain in turn.handed.values():
+            executor = self._queues.executor(activation.queue)
+            attempts.setdefault(executor, []).append(decide.attempt(activation, action, chain))
         for name, batch in attempts.items():
             self._executors[name].submit(batch)
         if attempts:

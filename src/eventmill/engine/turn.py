@@ -63,7 +63,7 @@ class Turn:
     """Whether there is an executor for what waits in this queue."""
     files: ResultFiles
 
-    handed: dict[str, tuple[Activation, Action]] = field(default_factory=dict)
+    handed: dict[str, tuple[Activation, Action, str]] = field(default_factory=dict)
     """To be submitted to executors, by id."""
     accepted: list[tuple[str, str]] = field(default_factory=list)
     """(executor, handle) that are recorded: to be released once that is durable."""
@@ -297,7 +297,8 @@ class Turn:
     def _hand(self, activation: Activation, action: Action) -> None:
         self.changes.taken[activation.id] = activation.queue
         self.changes.room[activation.queue] -= 1
-        self.handed[activation.id] = (activation, action)
+        chain = self.topmost(activation).action if action.category is Category.JOB else ""
+        self.handed[activation.id] = (activation, action, chain)
 
     def keep_back(self, activation: Activation) -> bool:
         """Do not hand it over after all; False if an earlier turn has."""
@@ -469,6 +470,12 @@ class Turn:
     def known(self, id: str) -> Activation | None:
         """One that has been fetched in this turn; None if it was not there."""
         return self._known.get(id)
+
+    def topmost(self, row: Activation) -> Activation:
+        """The chain or map of which this is a step, or a step's step; itself if it is none."""
+        while row.parent is not None and (parent := self.get(row.parent)) is not None:
+            row = parent
+        return row
 
     def require(self, id: str) -> Activation:
         """The same, to be changed. Raises NotFound; Unavailable if it is another server's now, or nobody's yet."""

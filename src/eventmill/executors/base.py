@@ -29,6 +29,8 @@ class Attempt:
     """JSON object (or array), bound parameters already merged."""
     caller: str = ""
     """Whose activation it is, where the action is another namespace's."""
+    chain: str = ""
+    """Of a job: qualified name of the action that it is a step of, the outermost one."""
     transaction: str = ""
     """Id of the request or event batch that caused it, for the logs."""
     traceparent: str | None = None

@@ -112,7 +112,7 @@ class Facts:
     action: str
     """Its qualified name."""
     batch_name: str
-    """What condor_q shows it under, unless the description says otherwise."""
+    """What condor_q shows it under, with all others of its chain, unless the description says otherwise."""
     room: Path
     code: Path
     """Where its archive is unpacked."""

@@ -107,8 +107,8 @@ class Preparer:
         sources = self._rooms.take_in(job, sources, self._results / attempt.namespace)
         self._rooms.hand_over(job, owner)
         facts = description.Facts(
-            activation=attempt.activation, attempt=attempt.number, action=action.qualified, batch_name=action.qualified,
-            room=room, code=code, memory_mb=action.limits.memory_mb,
+            activation=attempt.activation, attempt=attempt.number, action=action.qualified,
+            batch_name=attempt.chain or action.qualified, room=room, code=code, memory_mb=action.limits.memory_mb,
             limit_s=math.ceil(action.limits.timeout_ms / 1000) if action.limits.timeout_ms else None,
             traceparent=attempt.traceparent,
         )  # fmt: skip
