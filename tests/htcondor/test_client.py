@@ -28,7 +28,7 @@ BASE = {
     "should_transfer_files": "no",
     "request_memory": "16",
     "request_disk": "1",
-    "keep_claim_idle": "60",
+    "keep_claim_idle": "5",
     "hold": "true",
     "My.EventmillActivation": '"$(activation)"',
 }

@@ -541,7 +541,7 @@ class Lab:
 
     def __init__(self, pool: CondorPool, directory: Path) -> None:
         self.pool, self.directory = pool, directory
-        self.terms = Terms(log=directory / "jobs.log", keep_claim_idle_s=60, server="test")
+        self.terms = Terms(log=directory / "jobs.log", keep_claim_idle_s=5, server="test")
 
     def job(self, number: int, job: BoundDescription, code: Path, params: Mapping[str, Any]) -> dict[str, str]:
         room = self.room(number)

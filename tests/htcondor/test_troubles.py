@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -371,7 +372,10 @@ def test_what_is_cancelled_while_the_schedd_is_away_ends_at_once() -> None:
     submitting(work)
 
 
-def test_whatever_goes_wrong_with_a_submit_is_one_attempts_refusal() -> None:
+def test_whatever_goes_wrong_with_a_submit_is_one_attempts_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    # half characters in a log would be in what tests that run beside each other tell
+    monkeypatch.setattr(logging.getLogger("eventmill.executors.htcondor.submitting"), "disabled", True)
+
     async def work(
         submitter: Submitter, schedd: _Schedd, _: _Accounts, accepted: list[str], refused: list[Finished]
     ) -> None:
