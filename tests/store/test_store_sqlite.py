@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sqlite3
 import time
@@ -298,16 +299,75 @@ def test_both_ways_of_syncing_tell_when_it_is_done(tmp_path: Path, disk: Callabl
     with_store(tmp_path, body)
 
 
-@pytest.mark.parametrize("disk", [Kernel, Thread])
-def test_a_disk_that_fails_to_sync_stops_everything(tmp_path: Path, disk: Callable[[int], Disk]) -> None:
+def test_a_disk_that_fails_to_sync_stops_everything(tmp_path: Path) -> None:
     async def body(store: SqliteStore) -> None:
-        good, store._sync._disk = store._sync._disk, disk(devnull())  # which can't be synced
+        good, store._sync._disk = store._sync._disk, Thread(devnull())  # which can't be synced
         with pytest.raises(Unavailable):
             await store.transact(lambda tx: tx.emit([b"x"], 1), durable=True)
         store._sync._disk.close()
         store._sync._disk = good
         with pytest.raises(Unavailable, match="restart"):
             await store.transact(lambda tx: tx.emit([b"x"], 1))
+
+    with_store(tmp_path, body)
+
+
+def test_a_kernel_that_takes_no_such_requests_is_no_failed_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(kernel: Kernel, done: object) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    async def body(store: SqliteStore) -> None:
+        monkeypatch.setattr(Kernel, "begin", refused)
+        for _ in range(3):
+            await store.transact(lambda tx: tx.emit([b"x"], 1), durable=True)
+        assert isinstance(store._sync._disk, Thread)
+
+    with_store(tmp_path, body)
+
+
+def test_what_the_kernel_can_not_tell_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(store: SqliteStore) -> None:
+        kernel = store._sync._disk
+        if not isinstance(kernel, Kernel):
+            pytest.fail("this machine's kernel does not sync by itself")
+        monkeypatch.setattr(kernel, "_heard", lambda: OSError(errno.EIO, "Input/output error"))
+        with pytest.raises(Unavailable, match="Input/output"):
+            await store.durable()
+        monkeypatch.undo()
+        with pytest.raises(Unavailable, match="restart"):
+            await store.durable()
+
+    with_store(tmp_path, body)
+
+
+def test_a_closed_store_takes_nothing(tmp_path: Path) -> None:
+    async def body(store: SqliteStore) -> None:
+        store._sync.close()
+        with pytest.raises(Unavailable, match="closed"):
+            await store.durable()
+        store._sync = Sync(store._wal)
+
+    with_store(tmp_path, body)
+
+
+def test_numbers_of_revisions_are_not_given_twice(tmp_path: Path) -> None:
+    def put(tx: Tx, name: str) -> int:
+        exec_ = {"kind": "python:3.11", "code": tx.entities.put_code(name.encode()), "binary": False}
+        tx.entities.put("actions", "ns", name, name, {"exec": exec_, "version": "0.0.1"}, 1)
+        action = tx.entities.action(f"ns/{name}")
+        assert action is not None
+        return action.revision
+
+    async def body(store: SqliteStore) -> None:
+        first = await store.transact(lambda tx: put(tx, "a"))
+        await store.transact(lambda tx: tx.entities.delete("ns", "a"))
+        unused = await store.read(lambda tx: tx.entities.unused_revisions())
+        assert unused == [first]
+        assert await store.transact(lambda tx: tx.entities.forget_revisions(unused)) == 0
+        assert await store.transact(lambda tx: put(tx, "b")) > first
+        assert await store.transact(lambda tx: tx.entities.forget_revisions(unused)) == 1
 
     with_store(tmp_path, body)
 

@@ -55,6 +55,7 @@ class EmbeddedBackbone(Backbone):
         self._store.on_emit = lambda urgent: None
         if self._later is not None:
             self._later.cancel()
+            self._later = None
 
     def _emitted(self, urgent: bool) -> None:
         if urgent or self._relayed:

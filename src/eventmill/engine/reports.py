@@ -110,7 +110,8 @@ def lose(turn: Turn, lost: Mapping[str, str]) -> None:
     turn.fetch(lost)
     for id, handle in lost.items():
         error = decide.error(f"outcome unknown: job {handle} is in no queue, history or log any more")
-        if (row := turn.known(id)) is not None:
+        row = turn.known(id)
+        if row is not None and row.partition in turn.owned and row.handle == handle and not row.state.final:
             turn.finish(row, State.FAILED, Status.INTERNAL_ERROR, error, kind="unknown")
     turn.settle()
 
@@ -121,6 +122,9 @@ def put_aside(turn: Turn, executor: str, reports: Iterable[Report], reason: str)
         if isinstance(report, Finished):
             _land(turn, report.activation)
             row = turn.get(report.activation)
+            if row is not None and row.partition not in turn.owned:
+                turn.early.append((executor, report))
+                continue
             if report.handle is not None:
                 turn.ended.append((executor, report.handle))
             if row is not None and row.attempt == report.attempt and _same_handle(row, report):

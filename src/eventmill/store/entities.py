@@ -232,10 +232,12 @@ class Entities:
         return [row[0] for row in rows]
 
     def forget_revisions(self, revisions: Sequence[int]) -> int:
-        """Delete these, and code that no revision has any more. Returns how many revisions."""
+        """Delete these, and code that no revision has any more; never the newest one, whose number would be given to
+        the next. Returns how many revisions."""
         r, c = schema.revisions, schema.code
+        newest = select(func.max(r.c.id)).scalar_subquery()
         digests = self._connection.execute(
-            delete(r).where(r.c.id.in_(revisions)).returning(r.c.code)
+            delete(r).where(r.c.id.in_(revisions), r.c.id < newest).returning(r.c.code)
         ).scalars().all()  # fmt: skip
         for digest in {d for d in digests if d is not None}:
             still = select(r.c.id).where(r.c.code == digest).exists()

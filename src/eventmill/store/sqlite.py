@@ -58,6 +58,8 @@ class SqliteStore(Store):
     def open(cls, path: Path) -> SqliteStore:
         """Open or create; bring older tables up to date. Raises InvalidConfig if that can't be done."""
         path = path.resolve()  # where SQLite has the WAL, too, if it is a link
+        for file in (path, Path(f"{path}-wal")):
+            _as_on_disk(file)
         try:
             connection = _engine(path).connect()
             with _transaction(connection.connection.driver_connection):  # type: ignore[arg-type]
@@ -153,6 +155,25 @@ class _Checkpoints:
     def close_index(self) -> None:
         """After all connections."""
         os.close(self._index)
+
+
+def _as_on_disk(file: Path) -> None:
+    """See to it that what is read of a file is on the disk. After a write that has failed the page cache shows what the
+    disk does not have, and its error is told once only, perhaps to a server that has ended since (Rebello and others,
+    "Can Applications Recover from fsync Failures?", ATC 2020). Raises InvalidConfig."""
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    except OSError as e:
+        raise InvalidConfig(f"can't open the store {file}: {e.strerror}") from e
+    try:
+        os.fdatasync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    except OSError as e:
+        raise InvalidConfig(f"the disk of the store {file} fails: {e.strerror}") from e
+    finally:
+        os.close(fd)
 
 
 _PASSING = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_NOMEM)

@@ -27,6 +27,7 @@ class Sync:
     what the first one lost."""
 
     def __init__(self, fd: int) -> None:
+        self._fd = fd
         self._disk = _disk(fd)
         self._waiting: list[asyncio.Future[None]] = []
         self._running = False
@@ -34,12 +35,14 @@ class Sync:
         self._closed = False
 
     def check(self) -> None:
-        """Raises Unavailable if the disk has failed."""
+        """Raises Unavailable if the disk has failed, or the file is closed."""
+        if self._closed:
+            raise Unavailable("the store is closed")
         if self._broken is not None:
             raise Unavailable(f"the store's disk failed ({self._broken}): restart the server when it is mended")
 
     def ask(self) -> asyncio.Future[None]:
-        """Done when what was written before is durable; with Unavailable if the disk has failed."""
+        """Done when what was written before is durable; with Unavailable if that can't be."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         try:
             self.check()
@@ -56,8 +59,10 @@ class Sync:
         waiting, self._waiting = self._waiting, []
         try:
             self._disk.begin(lambda error: self._end(error, waiting))
-        except OSError as e:
-            self._end(e, waiting)
+        except OSError:  # nothing was tried, and so nothing lost: the kernel does not take such requests
+            self._disk.close()
+            self._disk = Thread(self._fd)
+            self._disk.begin(lambda error: self._end(error, waiting))
 
     def _end(self, error: OSError | None, waiting: list[asyncio.Future[None]]) -> None:
         self._running = False
@@ -84,7 +89,7 @@ class Disk(ABC):
 
     @abstractmethod
     def begin(self, done: Done) -> None:
-        """Begin a sync, while none is under way; `done` is called on the loop. Raises OSError."""
+        """Begin a sync, while none is under way; `done` is called on the loop. Raises OSError if it can't begin."""
 
     @abstractmethod
     def close(self) -> None:
@@ -128,8 +133,12 @@ class Kernel(Disk):
         self._call = ctypes.CDLL(None, use_errno=True).syscall
         self._call.restype = ctypes.c_long
         self._context = ctypes.c_ulong(0)
-        self._checked(_SETUP, ctypes.c_uint(1), ctypes.byref(self._context))
         self._told = os.eventfd(0)  # blocking: it is read when there is something, or to wait
+        try:
+            self._checked(_SETUP, ctypes.c_uint(1), ctypes.byref(self._context))
+        except OSError:
+            os.close(self._told)
+            raise
         block = _CONTROL.pack(0, 0, 0, _FDSYNC, 0, fd, 0, 0, 0, 0, _TELLS_EVENTFD, self._told)
         self._block = ctypes.create_string_buffer(block, len(block))
         self._blocks = (ctypes.c_void_p * 1)(ctypes.addressof(self._block))
@@ -138,30 +147,47 @@ class Kernel(Disk):
         self._done: Done | None = None
 
     def begin(self, done: Done) -> None:
-        if self._loop is None:
-            self._loop = asyncio.get_running_loop()
-            self._loop.add_reader(self._told, self._hear)
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._leave()
+            loop.add_reader(self._told, self._hear)
+            self._loop = loop
         self._checked(_SUBMIT, self._context, ctypes.c_long(1), self._blocks)
         self._done = done
 
     def _hear(self) -> None:
-        os.eventfd_read(self._told)
-        self._checked(_GETEVENTS, self._context, ctypes.c_long(1), ctypes.c_long(1), self._event, None)
-        *_, result, _ = _EVENT.unpack(self._event.raw)
+        error = self._heard()
         done, self._done = self._done, None
         assert done is not None
-        done(OSError(-result, os.strerror(-result)) if result < 0 else None)
+        done(error)
 
-    def close(self) -> None:
+    def _heard(self) -> OSError | None:
+        """How it has ended. What can't be understood is an error: nobody may take it for durable."""
+        try:
+            os.eventfd_read(self._told)
+            self._checked(_GETEVENTS, self._context, ctypes.c_long(1), ctypes.c_long(1), self._event, None)
+        except OSError as e:
+            return e
+        *_, result, _ = _EVENT.unpack(self._event.raw)
+        return OSError(-result, os.strerror(-result)) if result < 0 else None
+
+    def _leave(self) -> None:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.remove_reader(self._told)
+
+    def close(self) -> None:
+        self._leave()
         if self._done is not None:
-            self._hear()
+            if self._loop is not None and self._loop.is_closed():
+                self._heard()  # those who have asked are gone with it
+            else:
+                self._hear()
         self._checked(_DESTROY, self._context)
         os.close(self._told)
 
     def _checked(self, number: int, *arguments: object) -> None:
-        if self._call(number, *arguments) < 0:
+        """Every one of these calls deals with one request, or with none of them if it fails."""
+        if self._call(number, *arguments) < (number in (_SUBMIT, _GETEVENTS)):
             error = ctypes.get_errno()
             raise OSError(error, os.strerror(error))
 
