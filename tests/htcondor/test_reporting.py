@@ -304,9 +304,8 @@ def test_an_end_whose_report_does_not_get_through_is_found_by_the_audit(condor: 
         m.start()
         deploy(m, tmp_path)
         m.send("chain", {}, id="unheard")
-        activation, result = one(m, "register", "unheard")
+        one(m, "register", "unheard")
         activation, _ = one(m, "work", "unheard")
-        assert result["after_s"] > 1
         logs = m.client.get(f"/api/v1/namespaces/_/activations/{activation}/logs").json()["logs"]
         assert "the end of this job could not be reported" in "".join(logs)
         assert token(m, activation) not in "".join(logs)
