@@ -113,6 +113,10 @@ WHOLE = {
     "no mill": ("x = 1\n", 'flow.py: defines no Mill: begin with  mill = Mill("flow")'),
     "no actions": ("from eventmill import Mill\nmill = Mill('m')\n", "flow.py:2: Mill 'm' has no actions"),
     "missing module": ("import json\nimport no_such_module\n", "flow.py:2: can't import 'no_such_module' here"),
+    "misspelt": (
+        HEAD + "files.writen('/raw/*')\n",
+        "flow.py:7: AttributeError: '_Storage' object has no attribute 'writen'; did you mean 'written'?",
+    ),
     "exception": ("x = {}\n\ny = x['a']\n", "flow.py:3: KeyError: 'a'"),
     "action called": (
         HEAD + "mill.on(files.written('/raw/*'), inspect())\n",

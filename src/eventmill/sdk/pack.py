@@ -330,6 +330,12 @@ def _explained(error: BaseException) -> str:
     hint = ""
     if isinstance(error, TypeError) and "required positional argument" in str(error):
         hint = " (if you mean the action, give it itself: f, not f())"
+    elif isinstance(error, AttributeError) and getattr(error, "name", None):  # it says of what from Python 3.10 on
+        from difflib import get_close_matches  # for mistakes only
+
+        known = [name for name in dir(getattr(error, "obj", None)) if not name.startswith("_")]
+        near = get_close_matches(str(error.name), known, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
     return f"{type(error).__name__}: {error}{hint}"
 
 

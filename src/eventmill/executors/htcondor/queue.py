@@ -374,9 +374,7 @@ class CondorQueue(Executor):
             return
         if not tracked.owns(event.attributes):  # of another schedd, or this one has begun to count anew
             tells = event.kind in (Kind.TERMINATED, Kind.ABORTED, Kind.HELD)
-            anothers = (
-                event.informed or ACTIVATION in event.attributes
-            )  # nothing is ordered by this number until we know
+            anothers = event.informed or ACTIVATION in event.attributes  # then nothing is ordered until we know
             if not tracked.is_over and (anothers or (tells and not (self._log and self._log.is_informed))):
                 self._looker.look_for([tracked.id])
             return
