@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import sqlite3
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import closing
@@ -241,13 +242,29 @@ def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
         SqliteStore.open(tmp_path / "store.db")
 
 
-def test_a_torn_write_at_the_end_of_the_wal_takes_back_only_the_torn_commit(tmp_path: Path) -> None:
+def test_the_wal_is_laid_out_ahead_of_what_is_written(tmp_path: Path) -> None:
+    async def write(store: SqliteStore) -> None:
+        for i in range(30):  # some of them longer than what is laid out at once
+            await store.transact(partial(Tx.emit, values=[b"x" * 100_000] * (i % 3 * 10), now_ms=1))
+            frames = int.from_bytes((tmp_path / "store.db-shm").read_bytes()[16:20], sys.byteorder)
+            ahead = (tmp_path / "store.db-wal").stat().st_size - 32 - frames * (24 + 4096)
+            assert 200_000 < ahead <= 1 << 20
+        offsets, _ = await store.transact(lambda tx: tx.records(0, 1000, 10**9))
+        assert offsets == list(range(1, 301))
+
+    with_store(tmp_path, write)
+
+
+@pytest.mark.parametrize("is_laid_out", [True, False])
+def test_a_torn_write_at_the_end_of_the_wal_takes_back_only_the_torn_commit(tmp_path: Path, is_laid_out: bool) -> None:
     async def fill(store: SqliteStore) -> None:
         for i in range(20):
             await store.transact(partial(Tx.emit, values=[b"%d" % i * 50], now_ms=1), durable=True)
         (tmp_path / "copy.db").write_bytes((tmp_path / "store.db").read_bytes())
         wal = (tmp_path / "store.db-wal").read_bytes()
-        (tmp_path / "copy.db-wal").write_bytes(wal[:-100])
+        frames = int.from_bytes((tmp_path / "store.db-shm").read_bytes()[16:20], sys.byteorder)
+        torn = wal[: 32 + frames * (24 + 4096) - 100]
+        (tmp_path / "copy.db-wal").write_bytes(torn.ljust(len(wal), b"\0") if is_laid_out else torn)
 
     with_store(tmp_path, fill)
 
@@ -286,7 +303,7 @@ def devnull() -> int:
 def test_both_ways_of_syncing_tell_when_it_is_done(tmp_path: Path, disk: Callable[[int], Disk]) -> None:
     async def body(store: SqliteStore) -> None:
         store._sync._disk.close()
-        store._sync._disk = disk(store._wal)
+        store._sync._disk = disk(store._wal.file)
         for _ in range(20):
             await asyncio.gather(*(store.transact(lambda tx: tx.emit([b"x"], 1), durable=True) for _ in range(5)))
         assert await store.transact(lambda tx: tx.last_record()) == 100
@@ -294,7 +311,7 @@ def test_both_ways_of_syncing_tell_when_it_is_done(tmp_path: Path, disk: Callabl
         store._sync.close()  # waits for it
         await asyncio.wait([asked])
         assert str(asked.exception()) == "the store is closed"
-        store._sync = Sync(store._wal)
+        store._sync = Sync(store._wal.file)
 
     with_store(tmp_path, body)
 
@@ -347,7 +364,7 @@ def test_a_closed_store_takes_nothing(tmp_path: Path) -> None:
         store._sync.close()
         with pytest.raises(Unavailable, match="closed"):
             await store.durable()
-        store._sync = Sync(store._wal)
+        store._sync = Sync(store._wal.file)
 
     with_store(tmp_path, body)
 
@@ -383,7 +400,7 @@ def test_a_failed_sync_fails_for_those_who_asked_meanwhile_too(tmp_path: Path, m
 
     async def body(store: SqliteStore) -> None:
         store._sync._disk.close()
-        store._sync._disk = Thread(store._wal)
+        store._sync._disk = Thread(store._wal.file)
         monkeypatch.setattr(os, "fdatasync", fdatasync)
         first = asyncio.ensure_future(store.durable())
         await asyncio.sleep(0.01)

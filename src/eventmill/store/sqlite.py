@@ -14,7 +14,6 @@ import contextlib
 import logging
 import os
 import sqlite3
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,14 +27,10 @@ from eventmill.errors import InvalidConfig, Unavailable
 from eventmill.store.base import Store, Tx
 from eventmill.store.schema import migrate
 from eventmill.store.sync import Sync
+from eventmill.store.wal import Wal
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-_CHECKPOINT_FRAMES = 4096
-"""So many pages (of 4 KiB) in the WAL are written back into the database, beside the transactions."""
-_RESTART_FRAMES = 16 * 4096
-"""A WAL of this length starts over: since transactions go on during a checkpoint, it has to be asked for."""
 
 
 class SqliteStore(Store):
@@ -45,9 +40,8 @@ class SqliteStore(Store):
         self._connection = connection
         self._driver: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
         self._readers = _engine(path)
-        self._checkpoints = _Checkpoints(path)
-        self._wal = os.open(f"{path}-wal", os.O_RDONLY)
-        self._sync = Sync(self._wal)
+        self._wal = Wal(path, self._driver)
+        self._sync = Sync(self._wal.file)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="store")
         self.on_emit: Callable[[bool], None] = lambda urgent: None
         """Called after each commit that put events into the log: whether somebody waits for them."""
@@ -83,7 +77,7 @@ class SqliteStore(Store):
         if tx.entities.changed:
             self.version += 1
             self.on_change()
-        self._checkpoints.consider()
+        self._wal.consider()
         if durable:
             await self.durable()
         return result
@@ -105,56 +99,11 @@ class SqliteStore(Store):
     def close(self) -> None:
         self._threads.shutdown()
         self._sync.close()
-        self._checkpoints.close()
+        self._wal.stop()
         self._connection.close()
         self._connection.engine.dispose()
         self._readers.dispose()
-        self._checkpoints.close_index()
-        os.close(self._wal)
-
-
-class _Checkpoints:
-    """Writes the WAL back into the database: in a thread as it grows, and, seldom, so that it starts over.
-
-    How long it is stands in the WAL index (`-shm`; sqlite.org/walformat.html): at byte 16 how many frames there are, at
-    byte 96 how many of them are written back. The file itself keeps its length, which spares the disk its metadata.
-    """
-
-    def __init__(self, path: Path) -> None:
-        # closing it would release SQLite's locks on the file: it is closed last
-        self._index = os.open(f"{path}-shm", os.O_RDONLY)
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._running: asyncio.Future[None] | None = None
-        self._restart_at = _RESTART_FRAMES
-
-    def consider(self) -> None:
-        """After a commit: see whether it is time."""
-        frames = int.from_bytes(os.pread(self._index, 4, 16), sys.byteorder)
-        if frames < _CHECKPOINT_FRAMES or (self._running is not None and not self._running.done()):
-            return
-        written_back = int.from_bytes(os.pread(self._index, 4, 96), sys.byteorder)
-        if frames - written_back >= _CHECKPOINT_FRAMES:
-            loop = asyncio.get_running_loop()
-            self._running = loop.run_in_executor(self._thread, self._write_back, "PASSIVE")
-        elif frames >= self._restart_at:
-            # little is left to be written; a reader may prevent it: then again somewhat later
-            self._write_back("RESTART")
-            self._restart_at = max(_RESTART_FRAMES, frames + _CHECKPOINT_FRAMES)
-        elif frames < _RESTART_FRAMES:
-            self._restart_at = _RESTART_FRAMES
-
-    def _write_back(self, mode: str) -> None:
-        with contextlib.suppress(sqlite3.OperationalError):  # locked: there will be another time
-            self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
-
-    def close(self) -> None:
-        self._thread.shutdown()
-        self._connection.close()
-
-    def close_index(self) -> None:
-        """After all connections."""
-        os.close(self._index)
+        self._wal.close()
 
 
 def _as_on_disk(file: Path) -> None:
