@@ -7,14 +7,13 @@ nor any batch system. Everything runs on the event loop; what takes long is in e
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+import secrets
 import time
-import uuid
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn, cast
 
 import orjson
 
@@ -40,6 +39,8 @@ _log = logging.getLogger(__name__)
 
 RESULTS = "results"
 """The directory with a folder for each namespace, below the data directory, that its functions and jobs share."""
+_UNRECORDED_S = 0.05
+"""A call whose caller waits is recorded with its end; before that if it takes longer."""
 _ASKED_AT_ONCE = 100
 """Of what is left for further turns, so much is asked of one: each has some of its budget, or is soon put off."""
 _NO_ROOM_S = 5.0
@@ -86,10 +87,13 @@ class Engine:
         self._landed = asyncio.Event()
         self._left: deque[Callable[[Turn], Any]] = deque()
         """What is left for further turns, as long as there is more than one turn is asked for."""
+        self._caught_up_with = -1
+        """The store's version whose rules and actions the book has."""
         self._draining = False
         self._trouble = ""
         self._reader: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._recording: asyncio.TimerHandle | None = None
         self._deadline: int | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = asyncio.Event()
@@ -144,10 +148,12 @@ class Engine:
     async def stop(self) -> None:
         """End the loop. What executors had not reported is found by the next server."""
         self._draining = True
+        self._inbox.request(partial(Turn.fetch, wanted=list(self._flight.unrecorded)), own=True)
         self._inbox.close()
         await self._stopped.wait()
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._recording):
+            if timer is not None:
+                timer.cancel()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -174,25 +180,23 @@ class Engine:
         as soon as it is a chain that waits for a job or a map. Raises NotFound, Unavailable."""
         self._backbone.check_room()
         self._check_trouble()
-        payload = orjson.dumps(params)
-        id = uuid.uuid4().hex
-        end = self._listeners.expect(id) if wait_s else None
-        try:
-            ask = partial(
-                requests.invoke,
-                qualified=action,
-                payload=payload,
-                id=id,
-                namespace=namespace or action.partition("/")[0],
-                transaction=transaction,
-                binding=binding,
-            )
-            activation: Activation = await self._inbox.request(ask)
-            if end is not None:
-                with contextlib.suppress(TimeoutError):
-                    return await asyncio.wait_for(end, wait_s)
-        finally:
-            self._listeners.dismiss(id)
+        id = secrets.token_hex(16)
+        ask = partial(
+            requests.invoke,
+            qualified=action,
+            payload=orjson.dumps(params),
+            id=id,
+            namespace=namespace or action.partition("/")[0],
+            transaction=transaction,
+            binding=binding,
+            awaited=bool(wait_s),
+        )
+        asked: asyncio.Future[Activation] = self._inbox.request(ask)
+        if wait_s:
+            if (ended := await self._listeners.end(id, asked, wait_s)) is not None:
+                return ended
+            asked = self._inbox.request(partial(requests.promise, id=id))
+        activation = await asked
         await self._store.durable()
         return activation
 
@@ -220,7 +224,7 @@ class Engine:
         self._backbone.check_room()
         ask = partial(
             requests.record, qualified=action, namespace=namespace, params=orjson.dumps(params), status=status,
-            result=orjson.dumps(result), started_ms=started_ms, id=uuid.uuid4().hex,
+            result=orjson.dumps(result), started_ms=started_ms, id=secrets.token_hex(16),
         )  # fmt: skip
         row: Activation = await self._ask(ask)
         return row
@@ -319,7 +323,7 @@ class Engine:
         """Commit what has come in one turn. If that can't be done, one thing at a time, so that the one that is the
         matter is found and put aside, and nothing else suffers."""
         try:
-            turn = await self._commit(partial(self._turn, work=work), work)
+            turn = self._without_store(work) or await self._commit(partial(self._turn, work=work), work)
         except (LostPartition, Unavailable):  # what a turn can do nothing about
             raise
         except Exception as e:
@@ -334,6 +338,16 @@ class Engine:
         reached("committed")
         self._hand_over(turn)
         self._answer(work, turn)
+
+    def _without_store(self, work: Work) -> Turn | None:
+        """A turn of calls that have nothing to be written yet, and nothing to be read: what they go by is in memory.
+        None if it takes a transaction."""
+        if work.batches or work.reports or self._caught_up_with != self._store.version:
+            return None
+        try:
+            return self._take_in(self._new_turn(_NO_STORE), work)
+        except (_NeedsStore, Refused):
+            return None
 
     async def _alone(self, work: Work, error: Exception) -> Turn:
         """One thing without all else that a turn does: if it can be dealt with so, it is not what is the matter."""
@@ -354,7 +368,7 @@ class Engine:
         work.requests.clear()
 
         def put_aside(tx: Tx) -> Turn:
-            turn = self._new_turn(tx)
+            turn = self._begun(tx)
             for batch in work.batches:
                 turn.refuse_record(reason, batch, batch.offsets[0], batch.values[0])
                 tx.advance(batch.partition, batch.position)
@@ -403,9 +417,13 @@ class Engine:
                 partition.number,
             )
 
-    def _new_turn(self, tx: Tx) -> Turn:
+    def _begun(self, tx: Tx) -> Turn:
         tx.hold(self._partitions.values())
         self.book.catch_up(tx)
+        self._caught_up_with = self._store.version
+        return self._new_turn(tx)
+
+    def _new_turn(self, tx: Tx) -> Turn:
         return Turn(
             tx=tx, book=self.book, flight=self._flight, limits=self._settings.limits,
             now_ms=time.time_ns() // 1_000_000, home=self._backbone.home, owned=self._partitions.keys(),
@@ -414,7 +432,9 @@ class Engine:
         )  # fmt: skip
 
     def _turn(self, tx: Tx, work: Work, alone: bool = False) -> Turn:
-        turn = self._new_turn(tx)
+        return self._take_in(self._begun(tx), work, alone)
+
+    def _take_in(self, turn: Turn, work: Work, alone: bool = False) -> Turn:
         if work.reports:
             reached("reported")
         for executor, said in work.reports:
@@ -445,6 +465,8 @@ class Engine:
             self._executors[name].submit(batch)
         if attempts:
             reached("handed")
+        if self._flight.unrecorded and self._recording is None:
+            self._recording = asyncio.get_running_loop().call_later(_UNRECORDED_S, self._record_late)
         for queue, id, handle in turn.cancels:
             self._executors[self._queues.executor(queue)].cancel({id: handle})
         if turn.accepted or turn.ended:
@@ -452,6 +474,16 @@ class Engine:
         self._joiner.add(turn.joins)
         if not self._inbox.closed:  # else the next server goes on with it
             self._ask_oneself(turn.postponed, turn.more)
+
+    def _record_late(self) -> None:
+        """What has been under way for a while without a row gets one."""
+        self._recording = None
+        before_ms = time.time_ns() // 1_000_000 - int(_UNRECORDED_S * 1000)
+        late = [id for id, row in self._flight.unrecorded.items() if row.created <= before_ms]
+        if late:
+            self._inbox.request(partial(Turn.fetch, wanted=late), own=True)
+        elif self._flight.unrecorded:
+            self._recording = asyncio.get_running_loop().call_later(_UNRECORDED_S, self._record_late)
 
     def _ask_oneself(self, first: Sequence[Callable[[Turn], Any]], then: Iterable[Callable[[Turn], Any]]) -> None:
         """What is left for further turns: before all that is left already, or behind it. The next turn is asked for
@@ -590,6 +622,18 @@ class Engine:
         self._flight.wait(*tx.activations.queues())
         self._deadline = min(filter(None, (self._deadline, tx.activations.next_deadline())), default=None)
         return more
+
+
+class _NeedsStore(Exception):
+    """A turn that was tried without a transaction can't do without."""
+
+
+class _NoStore:
+    def __getattr__(self, name: str) -> NoReturn:
+        raise _NeedsStore
+
+
+_NO_STORE = cast(Tx, _NoStore())
 
 
 def _log_refusal(done: asyncio.Future[Any]) -> None:

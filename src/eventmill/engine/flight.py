@@ -15,6 +15,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from eventmill.entities import Activation
+
 
 @dataclass(slots=True)
 class Changes:
@@ -35,6 +37,10 @@ class Changes:
     """Activations begun, less those that have finished, by namespace."""
     room: Counter[str] = field(default_factory=Counter)
     """What landings less handings have changed of each queue's room."""
+    unrecorded: dict[str, Activation] = field(default_factory=dict)
+    """Handed over without having been written."""
+    recorded: list[str] = field(default_factory=list)
+    """Activations that an earlier turn had not written, and this one has."""
 
     def wait(self, queue: str) -> None:
         """Something waits on disk in this queue."""
@@ -58,6 +64,9 @@ class Flight:
         """The earliest of each queue: later ones are asked for when that has come."""
         self.alive: Counter[str] = Counter()
         """Activations that have not finished, by namespace."""
+        self.unrecorded: dict[str, Activation] = {}
+        """What is under way and has no row yet, because somebody waits for its end, with which it is written. Nobody
+        else knows of it: if the process dies, it was never called. Turns change copies."""
 
     def __contains__(self, id: object) -> bool:
         return id in self._queue_of
@@ -86,6 +95,8 @@ class Flight:
 
     def hungry(self, now_ms: int, changes: Changes) -> list[tuple[str, int]]:
         """Queues to be filled from disk, with how many: those that have run half empty (in lists, not one by one)."""
+        if not (self._backlog or self._changed or changes.waits or self._due):
+            return []
         landed = {queue for queue in changes.landed.values() if queue in self._backlog}
         due = {queue for due_ms, queue in self._due_until(now_ms)}
         found = []
@@ -118,6 +129,9 @@ class Flight:
             self.land(id)
         for id, queue in changes.taken.items():
             self.take(id, queue)
+        for id in changes.recorded:
+            del self.unrecorded[id]
+        self.unrecorded.update(changes.unrecorded)
         for due_ms, queue in changes.due:
             if due_ms < self._due_of.get(queue, due_ms + 1):
                 self._due_of[queue] = due_ms

@@ -18,17 +18,21 @@ News = tuple[list[Activation], list[DeadLetter]]
 class Listeners:
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._waiters: dict[str, asyncio.Future[Activation]] = {}
+        self._waiters: dict[str, asyncio.Future[Activation | None]] = {}
         self._followers: list[asyncio.Queue[News]] = []
 
-    def expect(self, id: str) -> asyncio.Future[Activation]:
-        """The end of this activation; `dismiss` it when it is of no interest any more."""
-        waiter: asyncio.Future[Activation] = asyncio.get_running_loop().create_future()
+    async def end(self, id: str, asked: asyncio.Future[Activation], wait_s: float) -> Activation | None:
+        """The end of this activation, once what was `asked` is answered; None if it does not come within this time."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[Activation | None] = loop.create_future()
         self._waiters[id] = waiter
-        return waiter
-
-    def dismiss(self, id: str) -> None:
-        self._waiters.pop(id, None)
+        time_is_up = loop.call_later(wait_s, _give_up, waiter)
+        try:
+            await asked
+            return await waiter
+        finally:
+            time_is_up.cancel()
+            self._waiters.pop(id, None)
 
     def follow(self) -> AsyncIterator[News]:
         """What finishes, and what becomes a dead letter, from this call on, in lists."""
@@ -54,7 +58,12 @@ class Listeners:
                 follower.put_nowait((finished, letters))
 
 
-def _tell(ends: Sequence[tuple[asyncio.Future[Activation], Activation]], synced: asyncio.Future[None]) -> None:
+def _give_up(waiter: asyncio.Future[Activation | None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+def _tell(ends: Sequence[tuple[asyncio.Future[Activation | None], Activation]], synced: asyncio.Future[None]) -> None:
     """Those who wait for these activations, when what they are told is durable, or never will be."""
     error = synced.exception()
     for waiter, row in ends:

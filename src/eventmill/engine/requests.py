@@ -33,9 +33,11 @@ def invoke(
     namespace: str,
     transaction: str = "",
     binding: str | None = None,
+    awaited: bool = False,
 ) -> Activation:
-    """A call by this namespace, perhaps through a binding: an activation without a cause, with a random `id`. Raises
-    NotFound; Throttled or Unavailable if too many have not finished."""
+    """A call by this namespace, perhaps through a binding: an activation without a cause, with a random `id`.
+    `awaited`: it has not been promised to anybody before its end is told. Raises NotFound; Throttled or Unavailable if
+    too many have not finished."""
     action = turn.book.action(turn.tx, qualified, namespace)
     if action is None:
         raise NotFound(f"there is no action {qualified}")
@@ -51,7 +53,14 @@ def invoke(
     )
     turn.begin(action, payload, activation)
     turn.settle()
+    if awaited:
+        turn.put_off(activation)
     return activation
+
+
+def promise(turn: Turn, id: str) -> Activation | None:
+    """Whoever waited for this call is told that it goes on: how it is by now."""
+    return turn.get(id)
 
 
 def record(

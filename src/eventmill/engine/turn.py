@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -98,6 +98,7 @@ class Turn:
     _changed: dict[str, State] = field(default_factory=dict)
     """Rows to be written, with the state that the store has."""
     _maps: dict[str, MapState] = field(default_factory=dict)
+    _put_off: list[str] = field(default_factory=list)
     _pinned: dict[str, Activation] = field(default_factory=dict)
     _steps_ended: deque[Activation] = field(default_factory=deque)
     _events: list[bytes] = field(default_factory=list)
@@ -300,6 +301,12 @@ class Turn:
         chain = self.topmost(activation).action if action.category is Category.JOB else ""
         self.handed[activation.id] = (activation, action, chain)
 
+    def put_off(self, activation: Activation) -> None:
+        """Somebody waits for the end of this new activation: if it is handed over in this turn, it is written with its
+        end, or soon. Not if it gets a key, which is good for what is recorded."""
+        if activation.id in self.handed and not self.handed[activation.id][1].gets_key:
+            self._put_off.append(activation.id)
+
     def keep_back(self, activation: Activation) -> bool:
         """Do not hand it over after all; False if an earlier turn has."""
         if self.handed.pop(activation.id, None) is None:
@@ -438,9 +445,14 @@ class Turn:
 
     def write(self) -> None:
         """Write everything. Called last."""
+        for id in self._put_off:
+            if id in self._new and id in self.handed:
+                self.changes.unrecorded[id] = self._new.pop(id)
         self.write_rows()
-        self.tx.dead_letters.insert(self.letters)
-        self.tx.emit(self._events, self.now_ms, urgent=self._urgent)
+        if self.letters:
+            self.tx.dead_letters.insert(self.letters)
+        if self._events:
+            self.tx.emit(self._events, self.now_ms, urgent=self._urgent)
 
     def write_rows(self) -> None:
         """Write rows so far, so that queries of this transaction see them."""
@@ -484,6 +496,8 @@ class Turn:
             raise NotFound(f"there is no activation {id}")
         if row.partition not in self.owned:
             raise Unavailable(f"activation {id} belongs to a partition of the log that this server does not have now")
+        if id in self._new:
+            self.write_rows()
         return row
 
     def know(self, row: Activation) -> Activation:
@@ -492,12 +506,23 @@ class Turn:
 
     def fetch(self, wanted: Iterable[str]) -> None:
         """Read rows that are not known yet, all at once."""
-        missing = [id for id in wanted if id not in self._known]
-        self._known.update(self.tx.activations.get_many(missing))
+        missing = []
+        for id in wanted:
+            if id in self._known:
+                continue
+            if (row := self.flight.unrecorded.get(id)) is None:
+                missing.append(id)
+            else:
+                self.record(replace(row))
+                self.changes.recorded.append(id)
+        if missing:
+            self._known.update(self.tx.activations.get_many(missing))
 
     def forget(self, ids: Iterable[str]) -> None:
         """These rows are about to be changed behind the turn's back, by statements: what is known of them is written,
         and read again when it is asked for."""
+        ids = list(ids)
+        self.fetch(id for id in ids if id in self.flight.unrecorded)
         self.write_rows()
         for id in ids:
             self._known.pop(id, None)

@@ -83,6 +83,11 @@ class Action:
     """Qualified name of the binding through which it was found, whose parameters it has, too."""
 
     @property
+    def gets_key(self) -> bool:
+        """Whether its code is given a key for the API, which is good while its activation is under way."""
+        return self.annotations.get("provide-api-key") is True
+
+    @property
     def qualified(self) -> str:
         """`namespace/[package/]name`."""
         return f"{self.namespace}/{self.name}"

@@ -71,15 +71,11 @@ class Activations:
         return found
 
     def insert(self, activations: Sequence[Activation]) -> None:
-        """Record new activations, and note them in the ledger. Each gets its `seq`."""
-        if not activations:
-            return
-        self._driver.executemany(_INSERT, [_values(a) for a in activations])
-        self._driver.executemany(_LEDGER, [(bytes.fromhex(a.id), a.created) for a in activations])
-        # rows of one transaction are numbered without a gap: nobody else writes meanwhile
-        last = self._driver.execute("SELECT max(seq) FROM activations").fetchone()[0]
-        for seq, activation in enumerate(activations, last + 1 - len(activations)):
-            activation.seq = seq
+        """Record new activations. Each gets its `seq`. Those that an event has caused are noted in the ledger: events
+        come again, while a call's id is random, and steps have their chain's row."""
+        for activation in activations:
+            activation.seq = self._driver.execute(_INSERT, _values(activation)).lastrowid or 0
+        self._many(_LEDGER, [(bytes.fromhex(a.id), a.created) for a in activations if a.cause_id is not None])
 
     def get(self, id: str) -> Activation:
         """One activation. Raises NotFound."""

@@ -51,8 +51,6 @@ RELAUNCH_PAUSE_S = 1.0
 """Before a zygote that died young, or could not be started, is tried again."""
 NODE_MB = 96
 """What a process of Node.js takes besides the memory of the action."""
-PROVIDE_KEY = "provide-api-key"
-"""Annotation of actions that are given a key for the API."""
 FRAME_SLACK_BYTES = 64 << 10
 """What a worker's frame may have beyond the largest result."""
 
@@ -272,7 +270,7 @@ class Pool(Executor):
             transaction=attempt.transaction,
             traceparent=attempt.traceparent or "",
             namespace=attempt.namespace,
-            api_key=self._key_of(attempt.activation) if attempt.action.annotations.get(PROVIDE_KEY) is True else "",
+            api_key=self._key_of(attempt.activation) if attempt.action.gets_key else "",
             params=attempt.params,
         )
 
