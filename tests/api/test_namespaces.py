@@ -214,7 +214,7 @@ def test_a_key_that_is_withdrawn_while_it_is_looked_up_is_not_remembered(server:
     """Whatever order things come in."""
     authenticator, store = server.authenticator, server.services.store
     with made(server, root, "hasty") as caller:
-        header = "Basic " + b64encode(caller.key.encode()).decode()
+        header = b"Basic " + b64encode(caller.key.encode())
 
         async def work() -> None:
             await authenticator.identify(header)

@@ -178,7 +178,7 @@ def test_the_secret_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(hmac, "compare_digest", compare)
 
     request = Request({"type": "http", "headers": [(b"x-require-whisk-auth", b"guess")]})
-    web._check_key("secret", request, Call("t"))
+    web._check_key("secret", request, Call("t", {}))
     assert seen == [(b"guess", b"secret")]
 
 

@@ -10,6 +10,7 @@ import base64
 import binascii
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import cast
@@ -34,10 +35,12 @@ CALL = "eventmill.call"
 
 @dataclass(slots=True)
 class Call:
-    """One request: its id (the `code` of error documents, in every log line), who has made it, and headers that its
-    answer will have, whatever that is, unless the answer has its own."""
+    """One request: its id (the `code` of error documents, in every log line), its `head` (the headers by their names in
+    lower case), who has made it, and headers that its answer will have, whatever that is, unless the answer has its
+    own."""
 
     transaction: str
+    head: Mapping[bytes, bytes]
     identity: Identity | None = None
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -105,11 +108,11 @@ class Authenticator:
         self.changes = 0
         """How often keys have been withdrawn."""
 
-    async def identify(self, header: str | None) -> Identity:
+    async def identify(self, header: bytes | None) -> Identity:
         """Who an Authorization header speaks for. Raises Refusal (401)."""
-        if header is None or header[:6].lower() != "basic ":
+        if header is None or header[:6].lower() != b"basic ":
             raise Refusal(_NEEDED, 401, _CHALLENGE)
-        digest = blake2b(header.encode("latin-1"), digest_size=16).digest()
+        digest = blake2b(header, digest_size=16).digest()
         identity, until = self._known.get(digest, (None, 0.0))
         if identity is None or until < time.monotonic():
             changes = self.changes
@@ -123,7 +126,7 @@ class Authenticator:
         self.changes += 1
         self._known.clear()
 
-    async def _look_up(self, credentials: str) -> tuple[Identity, bool]:
+    async def _look_up(self, credentials: bytes) -> tuple[Identity, bool]:
         """Who it is, and whether that may be remembered."""
         try:
             name, _, secret = base64.b64decode(credentials.strip(), validate=True).decode().partition(":")

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -44,6 +44,7 @@ _METHODS = "GET, DELETE, POST, PUT, HEAD"
 _CORS = {**CORS, "access-control-allow-methods": _METHODS}
 _VERBS = frozenset({*_METHODS.split(", "), "OPTIONS", "PATCH"})
 _URI_BYTES_MAX = 8 << 10
+_HOSTS_SEEN_MAX = 100
 
 
 class Front:
@@ -55,6 +56,8 @@ class Front:
         self._app = app
         self._authenticator = authenticator
         self._hosts = frozenset(host.lower() for host in server.allowed_hosts)
+        self._hosts_seen: set[bytes] = set()
+        """Host headers that were good."""
         self._metrics = _Metrics(metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,38 +65,50 @@ class Front:
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
-        request = Request(scope, receive)
-        call = scope[CALL] = Call(_transaction(request.headers))
+        head = dict(reversed(scope["headers"]))  # of several of one name the first counts
+        call = scope[CALL] = Call(_transaction(head.get(b"x-request-id", b"")), head)
         answer = _Answer(call, send)
         try:
-            response = await self._admit(request, call)
-            await (response or self._app)(scope, self._watched(request, call, receive), answer.send)
+            response = await self._admit(scope, call)
+            await (response or self._app)(scope, self._watched(scope, call, receive), answer.send)
         except ClientDisconnect:
             answer.status = answer.status or 499
         except Exception as e:
             await self._refuse(e, scope, receive, answer)
         self._note(scope, call, answer.status, time.perf_counter() - began)
 
-    async def _admit(self, request: Request, call: Call) -> Response | None:
+    async def _admit(self, scope: Scope, call: Call) -> Response | None:
         """Let the request in, or answer it here. Raises Refusal."""
-        path = request.scope["path"]
-        is_web = web.target_of(request.scope["raw_path"]) is not None
+        path, method = scope["path"], scope["method"]
+        is_web = web.target_of(scope["raw_path"]) is not None
         if path.startswith("/api/") and not is_web:
             call.headers.update(_CORS)
-        _check_host(request.headers.get("host"), self._hosts)
-        _check_head(request.scope)
-        if not is_web and path not in OPEN_PATHS:
-            _check_page(request, is_ours=not path.startswith("/api/"))
-        if request.method == "OPTIONS" and not is_web:
+        self._check_host(call.head.get(b"host", b""))
+        _check_head(scope)
+        if not is_web and path not in OPEN_PATHS and b"sec-fetch-site" in call.head:
+            _check_page(method, call.head, is_ours=not path.startswith("/api/"))
+        if method == "OPTIONS" and not is_web:
             return PlainTextResponse("OK")
-        if request.method not in _VERBS:
+        if method not in _VERBS:
             supported = f"{_METHODS}, OPTIONS, PATCH"
             raise Refusal(f"HTTP method not allowed, supported methods: {supported}", 405, {"allow": supported})
         if path not in OPEN_PATHS and not path.startswith(OPEN_BELOW):
-            await self._identify(call, request.headers.get("authorization"), optional=is_web)
+            await self._identify(call, optional=is_web)
         return None
 
-    def _watched(self, request: Request, call: Call, receive: Receive) -> Receive:
+    def _check_host(self, header: bytes) -> None:
+        """A web page that has rebound its name to our address still sends its own name here. Raises Refusal (403)."""
+        if header in self._hosts_seen:
+            return
+        host = header.decode("latin-1").lower()
+        name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
+        if name not in self._hosts:
+            shown = ascii(name[:100])
+            raise Refusal(f"Host {shown} is not a name of this server (they are listed in server.allowed_hosts).", 403)
+        if len(self._hosts_seen) < _HOSTS_SEEN_MAX:
+            self._hosts_seen.add(header)
+
+    def _watched(self, scope: Scope, call: Call, receive: Receive) -> Receive:
         """Receives for a request that was let in. A body may take its time: if keys are withdrawn meanwhile, it is
         asked once more who calls, so that no withdrawn key opens what was begun with it. May raise Refusal (401)."""
         changes = self._authenticator.changes
@@ -101,15 +116,16 @@ class Front:
         async def receive_watched() -> Message:
             message = await receive()
             if self._authenticator.changes != changes and call.identity is not None:
-                is_web = web.target_of(request.scope["raw_path"]) is not None
+                is_web = web.target_of(scope["raw_path"]) is not None
                 call.identity = None
-                await self._identify(call, request.headers.get("authorization"), optional=is_web)
+                await self._identify(call, optional=is_web)
             return message
 
         return receive_watched
 
-    async def _identify(self, call: Call, header: str | None, *, optional: bool) -> None:
+    async def _identify(self, call: Call, *, optional: bool) -> None:
         """`optional`: whoever has no key, or not a good one, is nobody. Raises Refusal (401)."""
+        header = call.head.get(b"authorization")
         if header is None and optional:
             return
         try:
@@ -187,13 +203,13 @@ class _Answer:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            own = {name for name, _ in message["headers"]}
-            ours = ((name.encode(), value.encode("latin-1")) for name, value in self._call.headers.items())
-            message["headers"] = [
-                *message["headers"],
-                *(header for header in ours if header[0] not in own),
-                (b"x-request-id", self.transaction.encode("latin-1")),
-            ]
+            headers = list(message["headers"])
+            own = {name for name, _ in headers}
+            for name, value in self._call.headers.items():
+                if (raw := name.encode()) not in own:
+                    headers.append((raw, value.encode("latin-1")))
+            headers.append((b"x-request-id", self.transaction.encode("latin-1")))
+            message["headers"] = headers
         await self._send(message)
 
 
@@ -205,15 +221,20 @@ class _Metrics:
         self._seconds = Histogram(
             "eventmill_http_request_seconds", "Time to answer a request", ("route",), registry=registry
         )
+        self._children: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
 
     def count(self, route: str, status: int, took_s: float) -> None:
-        self._requests.labels(route, status).inc()
-        self._seconds.labels(route).observe(took_s)
+        children = self._children.get((route, status))
+        if children is None:
+            children = self._requests.labels(route, status), self._seconds.labels(route)
+            self._children[route, status] = children
+        children[0].inc()
+        children[1].observe(took_s)
 
 
-def _transaction(headers: Mapping[str, str]) -> str:
+def _transaction(header: bytes) -> str:
     """The request's own id if it has one that can be used, else a new one."""
-    given = headers.get("x-request-id", "")
+    given = header.decode("latin-1")
     if 0 < len(given) <= _TRANSACTION_LENGTH_MAX and given.isascii() and given.isprintable() and given[:4] != "sid_":
         return given
     return os.urandom(16).hex()
@@ -227,28 +248,17 @@ def _check_head(scope: Scope) -> None:
         raise Refusal(f"more than {HEAD_BYTES_MAX} bytes of headers", 431)
 
 
-def _check_page(request: Request, *, is_ours: bool) -> None:
+def _check_page(method: str, head: Mapping[bytes, bytes], *, is_ours: bool) -> None:
     """Browsers say where a request comes from, and add the key that they remember to what any page makes them send.
     There is no page of ours: what comes from our own origin comes from a web action's. Of others, OpenWhisk's clients
     among them, `/api/` takes what a page can't send without having asked (CORS), and what changes nothing. Raises
     Refusal (403)."""
-    site = request.headers.get("sec-fetch-site", "none")
-    if site == "none":
+    site = head[b"sec-fetch-site"]
+    if site == b"none":
         return
-    is_refused = is_ours or site == "same-origin"
-    if request.method not in ("GET", "HEAD", "OPTIONS"):
-        is_simple = request.method == "POST" and not request.headers.get("content-type", "").startswith(
-            "application/json"
-        )
-        is_refused = is_refused or is_simple or request.headers.get("sec-fetch-mode") in ("no-cors", "navigate")
+    is_refused = is_ours or site == b"same-origin"
+    if method not in ("GET", "HEAD", "OPTIONS"):
+        is_simple = method == "POST" and not head.get(b"content-type", b"").startswith(b"application/json")
+        is_refused = is_refused or is_simple or head.get(b"sec-fetch-mode") in (b"no-cors", b"navigate")
     if is_refused:
         raise Refusal("This is not answered to web pages.", 403)
-
-
-def _check_host(header: str | None, allowed: frozenset[str]) -> None:
-    """A web page that has rebound its name to our address still sends its own name here."""
-    host = (header or "").lower()
-    name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
-    if name not in allowed:
-        shown = ascii(name[:100])
-        raise Refusal(f"Host {shown} is not a name of this server (they are listed in server.allowed_hosts).", 403)

@@ -22,7 +22,7 @@ from eventmill.api.lookup import locate
 from eventmill.api.revisions import Revisions
 from eventmill.api.services import Services
 from eventmill.api.throttle import Throttle
-from eventmill.api.wire import Json, flag
+from eventmill.api.wire import Json, flag, query_of
 from eventmill.entities import Activation, Document
 from eventmill.errors import NotFound
 from eventmill.store import Tx
@@ -153,7 +153,7 @@ class Invocations:
 def wait_of(request: Request) -> float | None:
     """How many seconds the caller of a REST call wants to wait: None not at all. Raises Refusal."""
     blocking = flag(request, "blocking")
-    text = request.query_params.get("timeout")
+    text = query_of(request).get("timeout")
     if text is None:
         return WAIT_MS_MAX / 1000 if blocking else None
     if not (text.isascii() and text.isdecimal()) or len(text) > 9 or not 0 < int(text) <= WAIT_MS_MAX:

@@ -24,6 +24,7 @@ _malformed.setLevel(logging.ERROR)
 HEAD_BYTES_MAX = 64 << 10
 """Request line and headers together; trailers likewise."""
 _TOLD_EVERY_S = 60.0
+_STATUS = b"HTTP/1.1 "
 
 
 class Bounded(HttpToolsProtocol):
@@ -47,7 +48,7 @@ class Bounded(HttpToolsProtocol):
         self.logger = _malformed
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(_Joining(transport, self.loop))
         if len(self.connections) > self.connections_max:
             self._tell()
             self._send_refusal(503, "Service Unavailable", "too many connections", "retry-after: 1\r\n")
@@ -135,6 +136,39 @@ class Bounded(HttpToolsProtocol):
             )
             self.transport.write(head.encode() + body)
         self.transport.close()
+
+
+class _Joining(asyncio.Transport):
+    """A connection on which the head of an answer waits for what follows it, but not beyond this turn of the loop: the
+    two make one packet, and wake the client up once."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._head = b""
+        for name in ("is_closing", "get_extra_info", "set_protocol", "pause_reading", "resume_reading", "is_reading"):
+            setattr(self, name, getattr(transport, name))
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self._head:
+            self._head, data = b"", self._head + data
+        elif bytes(data[: len(_STATUS)]) == _STATUS:
+            self._head = bytes(data)
+            self._loop.call_soon(self._send_head)
+            return
+        self._transport.write(data)
+
+    def _send_head(self) -> None:
+        if self._head:
+            self._head, head = b"", self._head
+            self._transport.write(head)
+
+    def close(self) -> None:
+        self._send_head()
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
 
 
 def bounded(connections_max: int) -> type[Bounded]:

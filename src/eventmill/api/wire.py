@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
 import orjson
 from starlette.datastructures import QueryParams
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from eventmill.api.auth import call_of
 from eventmill.api.errors import Refusal, malformed, malformed_query, too_large
 
 JSON_DEPTH_MAX = 128
@@ -18,6 +20,7 @@ JSON_DEPTH_MAX = 128
 _LIST_DEFAULT, LIST_MAX = 30, 200
 _TRUE, _FALSE = frozenset({"true", "yes", "on", "1"}), frozenset({"false", "no", "off", "0"})
 _WRAPPINGS = 254 - JSON_DEPTH_MAX
+_QUERY_BYTES_KEPT = 64
 
 
 class Json(Response):
@@ -42,17 +45,22 @@ def pretty(value: Any) -> bytes:
 
 async def read_body(request: Request, bytes_max: int) -> bytes:
     """The body. Raises Refusal (413) as soon as it is known to be too large: the rest is not read."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > bytes_max:
+    declared = call_of(request).head.get(b"content-length", b"")
+    if declared.isdigit() and int(declared) > bytes_max:
         raise too_large("Request", int(declared), bytes_max)
     chunks: list[bytes] = []
     size = 0
-    async for chunk in request.stream():
+    while True:  # a stream of Starlette's is an iterator more
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk: bytes = message.get("body", b"")
         size += len(chunk)
         if size > bytes_max:
             raise too_large("Request", size, bytes_max)
+        if not message.get("more_body"):
+            return b"".join(chunks) + chunk if chunks else chunk
         chunks.append(chunk)
-    return b"".join(chunks)
 
 
 async def json_object(request: Request, bytes_max: int, *, optional: bool = False) -> dict[str, Any]:
@@ -69,7 +77,10 @@ async def json_object(request: Request, bytes_max: int, *, optional: bool = Fals
 
 def _check_content_type(request: Request, body: bytes) -> None:
     """A web page can send a body to any server, but none of this type without asking first (CORS)."""
-    given = request.headers.get("content-type", "").partition(";")[0].strip()
+    header = call_of(request).head.get(b"content-type", b"")
+    if header == b"application/json":
+        return
+    given = header.decode("latin-1").partition(";")[0].strip()
     if (body or given) and given.lower() != "application/json":
         shown = f" [{given}]" if given else ""
         raise Refusal(f"The request's Content-Type{shown} is not supported. Expected:\napplication/json", 415)
@@ -96,9 +107,21 @@ def _check_depth(value: Any) -> None:
         raise malformed(f"nested deeper than {JSON_DEPTH_MAX} levels") from None
 
 
+def query_of(request: Request) -> QueryParams:
+    """The values after the question mark."""
+    query = request.scope["query_string"]
+    return _parsed(query) if len(query) <= _QUERY_BYTES_KEPT else QueryParams(query)
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(query: bytes) -> QueryParams:
+    """What many calls have in common (`blocking=true`)."""
+    return QueryParams(query)
+
+
 def flag(request: Request, name: str, default: bool = False) -> bool:
     """A query value that is true or false."""
-    value = next(iter(request.query_params.getlist(name)), "")
+    value = next(iter(query_of(request).getlist(name)), "")
     if not value:
         return default
     if value.lower() in _TRUE | _FALSE:
@@ -108,7 +131,7 @@ def flag(request: Request, name: str, default: bool = False) -> bool:
 
 def paging(request: Request, collection: str) -> tuple[int, int]:
     """(skip, limit) of a list."""
-    query = request.query_params
+    query = query_of(request)
     skip = _integer(query, "skip", 0, collection)
     limit = _integer(query, "limit", _LIST_DEFAULT, collection)
     if skip < 0:
