@@ -143,9 +143,10 @@ def test_a_queue_is_first_come_first_served_with_retries_at_their_time(tmp_path:
 
 def test_retention_keeps_the_ledger_and_what_is_alive(tmp_path: Path) -> None:
     async def body(store: SqliteStore) -> None:
-        old = activation(1, state=State.SUCCEEDED, ended=2000)
-        alive = activation(2)
-        await store.transact(lambda tx: tx.activations.insert([old, alive]))
+        old = activation(1, state=State.SUCCEEDED, ended=2000, cause_id="1")
+        alive, call = activation(2, cause_id="2"), activation(3)
+        await store.transact(lambda tx: tx.activations.insert([old, alive, call]))
+        assert not await store.transact(lambda tx: tx.activations.known([call.id])), "no event can bring it again"
         old_rows = await store.read(lambda tx: tx.activations.old(5000, 10))
         assert await store.transact(lambda tx: tx.activations.forget(old_rows)) == 1
         assert await store.transact(lambda tx: tx.activations.known([old.id, alive.id])) == {old.id, alive.id}

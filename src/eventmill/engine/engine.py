@@ -11,7 +11,7 @@ import logging
 import secrets
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn, cast
 
@@ -126,7 +126,8 @@ class Engine:
                 if not reader.done():
                     reader.set_result(None)
             self._arm()
-            await asyncio.sleep(0)  # others have their turn, too, however much there is to do
+            if len(self._inbox):
+                await asyncio.sleep(0)  # others have their turn, too, however much there is to do
         self._stopped.set()
 
     async def drain(self) -> None:
@@ -342,7 +343,7 @@ class Engine:
     def _without_store(self, work: Work) -> Turn | None:
         """A turn of calls that have nothing to be written yet, and nothing to be read: what they go by is in memory.
         None if it takes a transaction."""
-        if work.batches or work.reports or self._caught_up_with != self._store.version:
+        if not work.requests or work.batches or work.reports or self._caught_up_with != self._store.version:
             return None
         try:
             return self._take_in(self._new_turn(_NO_STORE), work)
@@ -485,9 +486,11 @@ class Engine:
         elif self._flight.unrecorded:
             self._recording = asyncio.get_running_loop().call_later(_UNRECORDED_S, self._record_late)
 
-    def _ask_oneself(self, first: Sequence[Callable[[Turn], Any]], then: Iterable[Callable[[Turn], Any]]) -> None:
+    def _ask_oneself(self, first: Sequence[Callable[[Turn], Any]], then: Sequence[Callable[[Turn], Any]]) -> None:
         """What is left for further turns: before all that is left already, or behind it. The next turn is asked for
         some of it."""
+        if not (first or then or self._left):
+            return
         self._left.extendleft(reversed(first))
         self._left.extend(then)
         for _ in range(min(len(self._left), _ASKED_AT_ONCE)):
@@ -523,8 +526,9 @@ class Engine:
 
     def _count(self, work: Work, turn: Turn) -> None:
         self.counts["turns"] += 1
-        self.counts["matches"] += turn.matched
-        self.counts["records"] += sum(len(batch.values) for batch in work.batches)
+        if work.batches:
+            self.counts["matches"] += turn.matched
+            self.counts["records"] += sum(len(batch.values) for batch in work.batches)
         for row in turn.finished:
             self.counts[f"{row.category}.{row.state}"] += 1
         for letter in turn.letters:

@@ -116,13 +116,15 @@ class Flight:
 
     def apply(self, changes: Changes, now_ms: int) -> None:
         """The turn is committed."""
-        self.alive.update(changes.alive)
+        for namespace, more in changes.alive.items():
+            self.alive[namespace] += more
         while self._due and self._due[0][0] <= now_ms:
             due_ms, queue = heapq.heappop(self._due)
             if self._due_of.get(queue) == due_ms:
                 del self._due_of[queue]
             self.wait(queue)
-        self.wait(*changes.waits)
+        if changes.waits:
+            self.wait(*changes.waits)
         self._changed -= changes.looked_at
         self._backlog -= changes.emptied
         for id in changes.landed:

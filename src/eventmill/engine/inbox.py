@@ -87,6 +87,10 @@ class Inbox:
         self._arrived = asyncio.Event()
         self.closed = False
 
+    def __len__(self) -> int:
+        """How much has come that is not taken yet."""
+        return len(self._work)
+
     async def batch(self, batch: Batch) -> None:
         """Put a batch; returns when it has been taken and dealt with, so that a reader is never more than one ahead."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()

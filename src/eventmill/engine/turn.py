@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -513,7 +513,7 @@ class Turn:
             if (row := self.flight.unrecorded.get(id)) is None:
                 missing.append(id)
             else:
-                self.record(replace(row))
+                self.record(row.copy())
                 self.changes.recorded.append(id)
         if missing:
             self._known.update(self.tx.activations.get_many(missing))

@@ -10,11 +10,10 @@ their own in a thread. If syncing fails the store refuses everything from then o
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -39,6 +38,7 @@ class SqliteStore(Store):
     def __init__(self, path: Path, connection: Connection) -> None:
         self._connection = connection
         self._driver: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
+        self._transaction = _Transaction(self._driver)
         self._readers = _engine(path)
         self._wal = Wal(path, self._driver)
         self._sync = Sync(self._wal.file)
@@ -56,7 +56,7 @@ class SqliteStore(Store):
             _as_on_disk(file)
         try:
             connection = _engine(path).connect()
-            with _transaction(connection.connection.driver_connection):  # type: ignore[arg-type]
+            with _Transaction(connection.connection.driver_connection):  # type: ignore[arg-type]
                 migrate(connection)
         except DatabaseError as e:
             raise InvalidConfig(f"can't open the store {path}: {e.orig}") from e
@@ -70,8 +70,13 @@ class SqliteStore(Store):
     async def transact(self, work: Callable[[Tx], T], *, durable: bool = False) -> T:
         self._sync.check()
         tx = Tx(self._connection)
-        with _full_disk(), _transaction(self._driver):
-            result = work(tx)
+        try:
+            with self._transaction:
+                result = work(tx)
+        except (OperationalError, sqlite3.OperationalError) as e:
+            if (cause := _passing(e)) is None:
+                raise
+            raise Unavailable(f"the store can't be written: {cause}") from e
         if tx.emitted:
             self.on_emit(tx.urgent)
         if tx.entities.changed:
@@ -128,37 +133,36 @@ def _as_on_disk(file: Path) -> None:
 _PASSING = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_NOMEM)
 
 
-@contextlib.contextmanager
-def _full_disk() -> Iterator[None]:
-    """A full disk is a state that passes: the caller may try again."""
-    try:
-        yield
-    except (OperationalError, sqlite3.OperationalError) as e:  # through SQLAlchemy, or from the driver
-        cause = e.orig if isinstance(e, OperationalError) else e
-        if getattr(cause, "sqlite_errorcode", 0) & 0xFF in _PASSING:
-            raise Unavailable(f"the store can't be written: {cause}") from e
-        raise
+def _passing(error: OperationalError | sqlite3.OperationalError) -> BaseException | None:
+    """What is the matter, if it is a state that passes, as a full disk is: the caller may try again."""
+    cause = error.orig if isinstance(error, OperationalError) else error  # through SQLAlchemy, or from the driver
+    return cause if getattr(cause, "sqlite_errorcode", 0) & 0xFF in _PASSING else None
 
 
-@contextlib.contextmanager
-def _transaction(driver: sqlite3.Connection) -> Iterator[None]:
+class _Transaction:
     """At driver level: a tenth of what SQLAlchemy's own bookkeeping costs. It takes its lock at once, so that it can't
     fail half-way because somebody was quicker."""
-    driver.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        driver.execute("COMMIT")
-    except BaseException:
-        if driver.in_transaction:
-            driver.execute("ROLLBACK")
-        raise
+
+    def __init__(self, driver: sqlite3.Connection) -> None:
+        self._driver = driver
+
+    def __enter__(self) -> None:
+        self._driver.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is None:
+                self._driver.execute("COMMIT")
+        finally:
+            if self._driver.in_transaction:
+                self._driver.execute("ROLLBACK")
 
 
 def _engine(path: Path) -> Engine:
     engine = create_engine(
         f"sqlite:///{path}",
         poolclass=NullPool,
-        isolation_level="AUTOCOMMIT",  # transactions are begun and ended by `_transaction`
+        isolation_level="AUTOCOMMIT",  # transactions are begun and ended by `_Transaction`
         connect_args={"isolation_level": None, "check_same_thread": False, "timeout": 30},
     )
 
