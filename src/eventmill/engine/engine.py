@@ -84,6 +84,10 @@ class Engine:
         more than was under way when a partition went: nothing of that is handed over before it is taken anew, and then
         all this is dealt with."""
         self._listeners = Listeners(store)
+        self._syncing: asyncio.Future[None] | None = None
+        """What callers wait for, while the disk is at it."""
+        self._held: list[tuple[str, list[Report]]] = []
+        """Said of calls meanwhile."""
         self._landed = asyncio.Event()
         self._left: deque[Callable[[Turn], Any]] = deque()
         """What is left for further turns, as long as there is more than one turn is asked for."""
@@ -515,7 +519,10 @@ class Engine:
             reached("recorded")
         for request in work.requests:
             request.settle()
-        self._listeners.tell(turn.finished, turn.unawaited, turn.letters)
+        synced = self._listeners.tell(turn.finished, turn.unawaited, turn.letters)
+        if synced is not None and self._syncing is None:
+            self._syncing = synced
+            synced.add_done_callback(self._go_on)
         if work.reports:
             self._landed.set()
         if turn.expired:
@@ -560,6 +567,17 @@ class Engine:
 
     async def _listen(self, name: str, executor: Executor) -> None:
         async for said in executor.reports():
+            if self._syncing is not None and all(report.activation in self._flight.unrecorded for report in said):
+                # all that comes of these ends is to be durable, for which they have to wait anyway
+                self._held.append((name, said))
+            else:
+                self._inbox.reports(name, said)
+
+    def _go_on(self, synced: asyncio.Future[None]) -> None:
+        """The disk is free for what has come meanwhile."""
+        self._syncing = None
+        held, self._held = self._held, []
+        for name, said in held:
             self._inbox.reports(name, said)
 
     def _background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

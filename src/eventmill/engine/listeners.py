@@ -47,15 +47,21 @@ class Listeners:
         finally:
             self._followers.remove(queue)
 
-    def tell(self, finished: list[Activation], unawaited: Iterable[Activation], letters: list[DeadLetter]) -> None:
-        """What a turn has committed. `unawaited`: activations whose callers are told, though they go on."""
+    def tell(
+        self, finished: list[Activation], unawaited: Iterable[Activation], letters: list[DeadLetter]
+    ) -> asyncio.Future[None] | None:
+        """What a turn has committed. `unawaited`: activations whose callers are told, though they go on. Returns what
+        callers wait for until then, if there are any: that it is durable."""
+        synced = None
         told = (*finished, *unawaited)
         ends = [(waiter, row) for row in told if (waiter := self._waiters.pop(row.id, None)) is not None]
         if ends:  # as soon as it is durable: who waits should not have to ask for that first
-            self._store.synced().add_done_callback(partial(_tell, ends))
+            synced = self._store.synced()
+            synced.add_done_callback(partial(_tell, ends))
         if finished or letters:
             for follower in self._followers:
                 follower.put_nowait((finished, letters))
+        return synced
 
 
 def _give_up(waiter: asyncio.Future[Activation | None]) -> None:
