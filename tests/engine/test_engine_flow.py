@@ -89,6 +89,7 @@ def test_a_rule_switched_off_or_deleted_matches_nothing_more(tmp_path: Path) -> 
             await w.until_finished(1)
             await w.rule("r", PATTERN, "f", status="inactive")
             await w.emit(event())
+            await w.quiet()
             await w.rule("r", PATTERN, "f")
             await w.emit(event())
             await w.until_finished(2)

@@ -130,8 +130,6 @@ class Engine:
                 if not reader.done():
                     reader.set_result(None)
             self._arm()
-            if len(self._inbox):
-                await asyncio.sleep(0)  # others have their turn, too, however much there is to do
         self._stopped.set()
 
     async def drain(self) -> None:
