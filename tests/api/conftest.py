@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import httpx
 import pytest
 import uvicorn
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from eventmill.api import Authenticator, Services, create_app
 from eventmill.api.catalog import install
@@ -156,7 +156,7 @@ async def _server(directory: Path, executors: Executors | None, overrides: Any) 
         app = create_app(services)
         await install(store, kinds_of(settings.functions))
         url = await stack.enter_async_context(_http(app))
-        yield Running(url, asyncio.get_running_loop(), services, app.state.authenticator)
+        yield Running(url, asyncio.get_running_loop(), services, app.authenticator)
 
 
 class _Uvicorn(uvicorn.Server):
@@ -168,7 +168,7 @@ class _Uvicorn(uvicorn.Server):
 
 
 @asynccontextmanager
-async def _http(app: Starlette) -> AsyncIterator[str]:
+async def _http(app: ASGIApp) -> AsyncIterator[str]:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as sock:
         sock.bind(("127.0.0.1", 0))
         sock.listen()

@@ -21,7 +21,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from starlette.routing import Route
 
-from eventmill.api import create_app
+from eventmill.api import app
 from tests.api.conftest import Caller, Running
 from tests.api.shots import CODE, SOURCE, WEB_CODE, Generator, Shot
 
@@ -110,8 +110,8 @@ def belongings(caller: Caller) -> list[Any]:
 
 
 def routes_of(server: Running) -> list[Route]:
-    app = create_app(dataclasses.replace(server.services, metrics=CollectorRegistry()))
-    return [route for route in app.routes if isinstance(route, Route)]
+    services = dataclasses.replace(server.services, metrics=CollectorRegistry())
+    return [route for route in app.routes_of(services, server.authenticator) if isinstance(route, Route)]
 
 
 @pytest.mark.slow

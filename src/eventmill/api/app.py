@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
-
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.routing import BaseRoute, Router
 
 from eventmill.api import health, info, ingress, job_ends
 from eventmill.api.actions import Actions
 from eventmill.api.activations import Activations
 from eventmill.api.auth import Authenticator
-from eventmill.api.errors import NO_SUCH_PATH, Refusal
 from eventmill.api.front import Front
 from eventmill.api.invocation import Invocations
 from eventmill.api.namespaces import Namespaces
@@ -27,15 +21,18 @@ from eventmill.api.triggers import Triggers
 from eventmill.api.web import Web
 
 
-def create_app(services: Services) -> Starlette:
-    """The ASGI application. It starts and stops nothing: `services` run before it and after it.
-
-    The hot paths come first, since routes are tried in order.
-    """
-    revisions, throttle = Revisions(), Throttle(services.settings.limits)
+def create_app(services: Services) -> Front:
+    """The ASGI application. It starts and stops nothing: `services` run before it and after it."""
     authenticator = Authenticator(services.store, services.signer)
+    router = Router(routes_of(services, authenticator), redirect_slashes=False)
+    return Front(router, authenticator=authenticator, server=services.settings.server, metrics=services.metrics)
+
+
+def routes_of(services: Services, authenticator: Authenticator) -> list[BaseRoute]:
+    """The hot paths come first, since routes are tried in order."""
+    revisions, throttle = Revisions(), Throttle(services.settings.limits)
     invocations = Invocations(services, revisions, throttle)
-    routes = [
+    return [
         *ingress.routes(services),
         *Actions(services, invocations).routes(),
         *Triggers(services, throttle).routes(),
@@ -49,19 +46,3 @@ def create_app(services: Services) -> Starlette:
         *health.routes(services),
         *job_ends.routes(services),
     ]
-    front = Middleware(Front, authenticator=authenticator, server=services.settings.server, metrics=services.metrics)
-    app = Starlette(routes=routes, middleware=[front], exception_handlers={HTTPException: _no_route})
-    app.router.redirect_slashes = False
-    app.state.authenticator = authenticator
-    return app
-
-
-def _no_route(request: Request, error: Exception) -> NoReturn:
-    """No such path, or not this verb. Under /api/v1 OpenWhisk knows no 405, elsewhere nothing else."""
-    assert isinstance(error, HTTPException)
-    path = request.url.path
-    if path == "/api/v1" or path.startswith("/api/v1/"):
-        raise Refusal(NO_SUCH_PATH, 404)
-    if error.status_code == 404 and not path.startswith("/eventmill/"):
-        raise Refusal("HTTP method not allowed, supported methods: OPTIONS", 405)
-    raise Refusal(NO_SUCH_PATH if error.status_code == 404 else error.detail, error.status_code, error.headers)

@@ -14,13 +14,14 @@ import time
 from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from eventmill.api import web
 from eventmill.api.auth import CALL, Authenticator, Call
-from eventmill.api.errors import INTERNAL, Refusal, status_of
+from eventmill.api.errors import INTERNAL, NO_SUCH_PATH, Refusal, status_of
 from eventmill.api.protocol import HEAD_BYTES_MAX
 from eventmill.api.routing import CORS, NAMESPACE
 from eventmill.api.wire import Json, Pretty
@@ -54,7 +55,7 @@ class Front:
         self, app: ASGIApp, *, authenticator: Authenticator, server: Server, metrics: CollectorRegistry
     ) -> None:
         self._app = app
-        self._authenticator = authenticator
+        self.authenticator = authenticator
         self._hosts = frozenset(host.lower() for host in server.allowed_hosts)
         self._hosts_seen: set[bytes] = set()
         """Host headers that were good."""
@@ -66,6 +67,7 @@ class Front:
             return
         began = time.perf_counter()
         head = dict(reversed(scope["headers"]))  # of several of one name the first counts
+        scope["app"] = self  # whoever finds no route raises then
         call = scope[CALL] = Call(_transaction(head.get(b"x-request-id", b"")), head)
         answer = _Answer(call, send)
         try:
@@ -73,6 +75,8 @@ class Front:
             await (response or self._app)(scope, self._watched(scope, call, receive), answer.send)
         except ClientDisconnect:
             answer.status = answer.status or 499
+        except HTTPException as e:
+            await self._refuse(_no_route(scope["path"], e), scope, receive, answer)
         except Exception as e:
             await self._refuse(e, scope, receive, answer)
         self._note(scope, call, answer.status, time.perf_counter() - began)
@@ -111,11 +115,11 @@ class Front:
     def _watched(self, scope: Scope, call: Call, receive: Receive) -> Receive:
         """Receives for a request that was let in. A body may take its time: if keys are withdrawn meanwhile, it is
         asked once more who calls, so that no withdrawn key opens what was begun with it. May raise Refusal (401)."""
-        changes = self._authenticator.changes
+        changes = self.authenticator.changes
 
         async def receive_watched() -> Message:
             message = await receive()
-            if self._authenticator.changes != changes and call.identity is not None:
+            if self.authenticator.changes != changes and call.identity is not None:
                 is_web = web.target_of(scope["raw_path"]) is not None
                 call.identity = None
                 await self._identify(call, optional=is_web)
@@ -129,7 +133,7 @@ class Front:
         if header is None and optional:
             return
         try:
-            call.identity = await self._authenticator.identify(header)
+            call.identity = await self.authenticator.identify(header)
         except Refusal:
             if not optional:
                 raise
@@ -230,6 +234,15 @@ class _Metrics:
             self._children[route, status] = children
         children[0].inc()
         children[1].observe(took_s)
+
+
+def _no_route(path: str, error: HTTPException) -> Refusal:
+    """No such path, or not this verb. Under /api/v1 OpenWhisk knows no 405, elsewhere nothing else."""
+    if path == "/api/v1" or path.startswith("/api/v1/"):
+        return Refusal(NO_SUCH_PATH, 404)
+    if error.status_code == 404 and not path.startswith("/eventmill/"):
+        return Refusal("HTTP method not allowed, supported methods: OPTIONS", 405)
+    return Refusal(NO_SUCH_PATH if error.status_code == 404 else error.detail, error.status_code, error.headers)
 
 
 def _transaction(header: bytes) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
 from eventmill.api.auth import identity_of
 from eventmill.api.errors import Refusal
+from eventmill.api.routing import route
 from eventmill.api.services import Services
 from eventmill.api.wire import Json, read_body
 from eventmill.events import from_http
@@ -31,7 +32,7 @@ def routes(services: Services) -> list[BaseRoute]:
         await services.backbone.append(events)
         return Json({"accepted": len(events)}, 202)
 
-    return [Route("/events", post, methods=["POST"])]
+    return [route("POST", "/events", post)]
 
 
 def _check_sources(events: list[Event], identity: Identity) -> None:
