@@ -29,7 +29,7 @@ from eventmill.engine.queues import Queues
 from eventmill.engine.results import ResultFiles
 from eventmill.engine.rulebook import RuleBook, documents
 from eventmill.engine.turn import Turn
-from eventmill.entities import Action, Activation, Status
+from eventmill.entities import Action, Activation, Status, ids
 from eventmill.errors import EventmillError, LostPartition, Unavailable
 from eventmill.executors import Attempt, Executor, Report
 from eventmill.points import reached
@@ -183,7 +183,7 @@ class Engine:
         as soon as it is a chain that waits for a job or a map. Raises NotFound, Unavailable."""
         self._backbone.check_room()
         self._check_trouble()
-        id = secrets.token_hex(16)
+        id = _call_id()
         ask = partial(
             requests.invoke,
             qualified=action,
@@ -227,7 +227,7 @@ class Engine:
         self._backbone.check_room()
         ask = partial(
             requests.record, qualified=action, namespace=namespace, params=orjson.dumps(params), status=status,
-            result=orjson.dumps(result), started_ms=started_ms, id=secrets.token_hex(16),
+            result=orjson.dumps(result), started_ms=started_ms, id=_call_id(),
         )  # fmt: skip
         row: Activation = await self._ask(ask)
         return row
@@ -642,6 +642,10 @@ class Engine:
         self._flight.wait(*tx.activations.queues())
         self._deadline = min(filter(None, (self._deadline, tx.activations.next_deadline())), default=None)
         return more
+
+
+def _call_id() -> str:
+    return ids.call_id(time.time_ns() // 1_000_000, secrets.token_bytes(10))
 
 
 class _NeedsStore(Exception):

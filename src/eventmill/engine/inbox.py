@@ -87,6 +87,7 @@ class Inbox:
         self._work = Work()
         self._done: list[asyncio.Future[None]] = []
         self._arrived = asyncio.Event()
+        self._arrivals = 0
         self.closed = False
 
     async def batch(self, batch: Batch) -> None:
@@ -94,19 +95,23 @@ class Inbox:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._work.batches.append(batch)
         self._done.append(done)
-        self._arrived.set()
+        self._arrive()
         await done
 
     def reports(self, executor: str, reports: list[Report]) -> None:
         self._work.reports.append((executor, reports))
-        self._arrived.set()
+        self._arrive()
 
     def request(self, ask: Callable[[Turn], Any], *, own: bool = False) -> asyncio.Future[Any]:
         """Ask something of the next turn."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._work.requests.append(Request(ask, future, own))
-        self._arrived.set()
+        self._arrive()
         return future
+
+    def _arrive(self) -> None:
+        self._arrivals += 1
+        self._arrived.set()
 
     def wake(self) -> None:
         """A turn is wanted, though nothing has come (a due time)."""
@@ -126,12 +131,12 @@ class Inbox:
         """
         if not self.closed:
             await self._arrived.wait()
-            seen = 0
+            seen = -1
             for _ in range(_PASSES_MAX):
                 await asyncio.sleep(0)
-                if len(self._work) <= seen:
+                if self._arrivals == seen:
                     break
-                seen = len(self._work)
+                seen = self._arrivals
             self._arrived.clear()
         work, self._work = self._work, Work()
         done, self._done = self._done, []

@@ -6,7 +6,7 @@ changed nothing.
 
 from __future__ import annotations
 
-import uuid
+import secrets
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +117,7 @@ def fire(turn: Turn, qualified: str, payload: bytes, transaction: str = "") -> s
     if not active:
         return None
     _check_quota(turn, namespace)
-    id, source = uuid.uuid4().hex, f"/eventmill/{namespace}"
+    id, source = ids.call_id(turn.now_ms, secrets.token_bytes(10)), f"/eventmill/{namespace}"
     lines = [_fire_rule(turn, rule, payload, id, source, transaction) for rule in active]
     lines += [_inactive(s.document, f"{s.namespace}/{s.name}") for s in stored if s.document.get("status") != "active"]
     turn.record(

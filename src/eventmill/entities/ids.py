@@ -1,6 +1,7 @@
 """Ids are digests of what they stand for, so that the same cause twice is the same row.
 
-Every id is a 128-bit BLAKE2b digest of length-prefixed parts, as 32 hex digits (design: guarantee 2).
+Every id is a 128-bit BLAKE2b digest of length-prefixed parts, as 32 hex digits (design: guarantee 2); but for those of
+calls, which are each a cause of their own.
 """
 
 from __future__ import annotations
@@ -21,6 +22,12 @@ def step_id(parent: str, index: int) -> str:
 def on_error_id(failed: str, finish: int) -> str:
     """The activation of the `on_error` action for the given finish of a failed activation."""
     return digest("on_error", failed, finish)
+
+
+def call_id(now_ms: int, random: bytes) -> str:
+    """A call's activation: the time, and ten bytes that nobody can guess. In the order of time, so that an index of them
+    grows at its end, and not in a page anywhere for each of them."""
+    return f"{now_ms:012x}{random.hex()}"
 
 
 def completion_event_id(activation: str, finish: int) -> str:

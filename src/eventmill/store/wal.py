@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import mmap
 import os
 import sqlite3
 import sys
@@ -31,6 +32,7 @@ class Wal:
         self.file = os.open(f"{path}-wal", os.O_RDWR | os.O_CLOEXEC)
         # closing it would release SQLite's locks on the file: it is closed last
         self._index = os.open(f"{path}-shm", os.O_RDONLY | os.O_CLOEXEC)
+        self._counts = mmap.mmap(self._index, 104, prot=mmap.PROT_READ)
         self._driver = driver
         self._checkpointer = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -41,12 +43,12 @@ class Wal:
 
     def consider(self) -> None:
         """After a commit: see whether it is time for one of these."""
-        frames = int.from_bytes(os.pread(self._index, 4, 16), sys.byteorder)
+        frames = int.from_bytes(self._counts[16:20], sys.byteorder)
         if frames >= self._low:
             self._lay_out()
         if frames < _CHECKPOINT_FRAMES or (self._running is not None and not self._running.done()):
             return
-        written_back = int.from_bytes(os.pread(self._index, 4, 96), sys.byteorder)
+        written_back = int.from_bytes(self._counts[96:100], sys.byteorder)
         if frames - written_back >= _CHECKPOINT_FRAMES:
             loop = asyncio.get_running_loop()
             self._running = loop.run_in_executor(self._thread, self._write_back, "PASSIVE")
@@ -80,5 +82,6 @@ class Wal:
 
     def close(self) -> None:
         """After all connections."""
+        self._counts.close()
         os.close(self._index)
         os.close(self.file)
