@@ -39,7 +39,7 @@ class Changes:
     """What landings less handings have changed of each queue's room."""
     unrecorded: dict[str, Activation] = field(default_factory=dict)
     """Handed over without having been written."""
-    recorded: list[str] = field(default_factory=list)
+    recorded: set[str] = field(default_factory=set)
     """Activations that an earlier turn had not written, and this one has."""
 
     def wait(self, queue: str) -> None:

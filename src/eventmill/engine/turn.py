@@ -510,11 +510,12 @@ class Turn:
         for id in wanted:
             if id in self._known:
                 continue
-            if (row := self.flight.unrecorded.get(id)) is None:
+            row = self.flight.unrecorded.get(id)
+            if row is None or id in self.changes.recorded:
                 missing.append(id)
             else:
                 self.record(row.copy())
-                self.changes.recorded.append(id)
+                self.changes.recorded.add(id)
         if missing:
             self._known.update(self.tx.activations.get_many(missing))
 
@@ -522,7 +523,7 @@ class Turn:
         """These rows are about to be changed behind the turn's back, by statements: what is known of them is written,
         and read again when it is asked for."""
         ids = list(ids)
-        self.fetch(id for id in ids if id in self.flight.unrecorded)
+        self.fetch([id for id in ids if id in self.flight.unrecorded])
         self.write_rows()
         for id in ids:
             self._known.pop(id, None)

@@ -1,0 +1,249 @@
+"""Calls whose callers wait: written with their end, or soon; what others see of them, and what is left of them when
+something comes between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eventmill.engine import reports
+from eventmill.entities import Activation, State, Status
+from eventmill.errors import Conflict, NotFound
+from eventmill.executors import Accepted
+from tests.engine.world import World, event, world
+
+
+def run(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(body(), 30))
+
+
+def same(params: dict[str, Any]) -> dict[str, Any]:
+    return params
+
+
+async def begun(w: World, name: str = "f", wait_s: float = 20) -> tuple[asyncio.Future[Activation], str]:
+    """A call of an action that is held: what its caller waits for, and its id."""
+    call = asyncio.ensure_future(w.engine.invoke(f"ns/{name}", {"n": 1}, wait_s=wait_s))
+    count = len([a for a in w.functions.calls if a.action.name == name])
+    return call, (await w.functions.until_called(name, count + 1)).activation
+
+
+async def is_written(w: World, id: str) -> bool:
+    return id in await w.store.transact(lambda tx: tx.activations.get_many([id]))
+
+
+def end(w: World, id: str) -> None:
+    (attempt,) = [a for a in w.functions.calls if a.activation == id]
+    w.functions.report(w.functions.end(attempt))
+
+
+def test_a_call_is_written_with_its_end(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path, {"f": same}) as w:
+            await w.action("f")
+            w.functions.hold.add("f")
+            call, id = await begun(w)
+            assert not await is_written(w, id)
+            assert w.engine.alive("ns") == 1
+            end(w, id)
+            row = await call
+            assert (row.id, row.state, row.result) == (id, State.SUCCEEDED, b'{"n":1}')
+            written = await w.row(id)
+            assert (written.state, written.result, written.attempt) == (State.SUCCEEDED, b'{"n":1}', 1)
+            assert w.engine.alive("ns") == len(w.engine._flight.unrecorded) == 0
+
+    run(body)
+
+
+def test_a_call_that_takes_longer_is_seen_while_it_runs(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path, {"f": same}) as w:
+            await w.action("f")
+            w.functions.hold.add("f")
+            (first, id), (second, other) = await begun(w), await begun(w)
+            await asyncio.sleep(0.2)
+            assert [row.state for row in await w.rows()] == [State.HANDED] * 2
+            assert not w.engine._flight.unrecorded
+            end(w, id)
+            end(w, other)
+            assert [(await call).state for call in (first, second)] == [State.SUCCEEDED] * 2
+
+    run(body)
+
+
+def test_who_does_not_wait_any_more_is_told_what_is_written(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path, {"f": same}) as w:
+            await w.action("f")
+            w.functions.hold.add("f")
+            call, id = await begun(w, wait_s=0.001)
+            row = await call
+            assert (row.id, row.state) == (id, State.HANDED)
+            assert (await w.row(id)).state is State.HANDED
+
+    run(body)
+
+
+def test_what_is_not_written_yet_can_be_cancelled_but_not_replayed(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path, {"f": same}) as w:
+            await w.action("f")
+            w.functions.hold.add("f")
+            call, id = await begun(w)
+            with pytest.raises(Conflict):
+                await w.engine.replay(id)
+            assert (await w.engine.cancel(id)).cancelled
+            assert (await call).state is State.CANCELLED
+            assert (await w.row(id)).state is State.CANCELLED
+            with pytest.raises(NotFound):
+                await w.engine.cancel("0" * 32)
+
+    run(body)
+
+
+def test_a_call_that_is_tried_again_keeps_its_attempts(tmp_path: Path) -> None:
+    tries = iter([ValueError("once"), ValueError("twice"), None])
+
+    def sometimes(params: dict[str, Any]) -> dict[str, Any]:
+        if (error := next(tries)) is not None:
+            raise error
+        return params
+
+    async def body() -> None:
+        async with world(tmp_path, {"f": sometimes}) as w:
+            await w.action("f", retries=2)
+            row = await w.engine.invoke("ns/f", {}, wait_s=20)
+            assert (row.state, row.attempt) == (State.SUCCEEDED, 3)
+            attempts = await w.store.read(lambda tx: tx.activations.attempts(row.id))
+            assert [attempt["number"] for attempt in attempts] == [1, 2]
+
+    run(body)
+
+
+def test_a_call_with_a_key_of_its_own_is_written_before_it_is_handed_over(tmp_path: Path) -> None:
+    """Its key is good for what is written."""
+
+    async def body() -> None:
+        async with world(tmp_path, {"f": same}) as w:
+            key: dict[str, Any] = {"provide-api-key": True}
+            await w.action("f", **key)
+            w.functions.hold.add("f")
+            call, id = await begun(w)
+            assert await is_written(w, id)
+            end(w, id)
+            await call
+
+    run(body)
+
+
+def test_an_executors_handle_is_recorded_with_the_call(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path, {"f": same}) as w:
+            await w.action("f")
+            w.functions.hold.add("f")
+            call, id = await begun(w)
+            w.functions.report(Accepted(activation=id, attempt=1, handle="there#1"))
+            await w.quiet()
+            assert (await w.row(id)).handle == "there#1"
+            end(w, id)
+            assert (await call).state is State.SUCCEEDED
+
+    run(body)
+
+
+def test_what_runs_when_a_server_stops_is_written_and_runs_again(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path, {"f": same}) as w:
+            await w.action("f")
+            w.functions.hold.add("f")
+            call, id = await begun(w)
+        call.cancel()
+        async with world(tmp_path, {"f": same}) as w:
+            (row,) = await w.until_final(id)
+            assert (row.state, row.result) == (State.SUCCEEDED, b'{"n":1}')
+
+    run(body)
+
+
+def test_an_end_that_can_not_be_recorded_fails_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turns that were thrown away have left no trace on what they had taken up."""
+
+    def buggy(*_: object) -> None:
+        take(*_)  # type: ignore[arg-type]
+        raise ZeroDivisionError("a bug")
+
+    take = reports._take_finished
+
+    async def body() -> None:
+        async with world(tmp_path, {"f": same}) as w:
+            await w.action("f")
+            w.functions.hold.add("f")
+            (first, id), (second, other) = await begun(w), await begun(w)
+            monkeypatch.setattr(reports, "_take_finished", buggy)
+            end(w, id)
+            row = await first
+            monkeypatch.undo()
+            end(w, other)
+            assert (row.state, row.status) == (State.FAILED, Status.INTERNAL_ERROR)
+            assert row.result is not None
+            assert b"a bug" in row.result
+            assert (await w.row(id)).finishes == 1
+            assert (await second).state is State.SUCCEEDED
+            assert w.engine.alive("ns") == len(w.engine._flight.unrecorded) == 0
+
+    run(body)
+
+
+def test_a_call_runs_the_action_as_it_is(tmp_path: Path) -> None:
+    """Calls are begun without a look at the store, as long as nothing has changed in it."""
+
+    async def body() -> None:
+        async with world(tmp_path, {"f": same}) as w:
+            for n in range(3):
+                await w.action("f", parameters={"bound": n})
+                assert (await w.engine.invoke("ns/f", {}, wait_s=20)).result == b'{"bound":%d}' % n
+            await w.store.transact(lambda tx: tx.entities.delete("ns", "f"))
+            for _ in range(2):
+                with pytest.raises(NotFound):
+                    await w.engine.invoke("ns/f", {}, wait_s=20)
+
+    run(body)
+
+
+def test_what_ends_while_the_disk_is_busy_is_written_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        async with world(tmp_path, {"f": same, "g": same}) as w:
+            await w.action("f")
+            await w.action("g")
+            await w.rule("r", {"type": ["test"]}, "g")
+            w.functions.hold.add("f")
+            syncs: list[asyncio.Future[None]] = []
+
+            def synced() -> asyncio.Future[None]:
+                syncs.append(asyncio.get_running_loop().create_future())
+                return syncs[-1]
+
+            calls = [await begun(w) for _ in range(4)]
+            with monkeypatch.context() as patched:
+                patched.setattr(w.store, "synced", synced)
+                for _, id in calls:
+                    end(w, id)
+                    await asyncio.sleep(0.01)
+                assert len(syncs) == 1
+                assert [await is_written(w, id) for _, id in calls] == [True, False, False, False]
+                await w.store.transact(lambda tx: tx.emit([b'{"type": "test", "id": "1", "source": "//s"}'], 1))
+                await w.until_finished(2)  # what has no caller does not wait
+                syncs[0].set_result(None)
+                await asyncio.sleep(0.01)
+                assert len(syncs) == 2
+                assert [await is_written(w, id) for _, id in calls] == [True] * 4
+                syncs[1].set_result(None)
+            assert [(await call).state for call, _ in calls] == [State.SUCCEEDED] * 4
+            await w.emit(event())
+            await w.until_finished(6)
+
+    run(body)
