@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from eventmill.engine import engine as engine_module
 from eventmill.engine import reports
+from eventmill.engine.audit import forget
 from eventmill.entities import Activation, State, Status
-from eventmill.errors import Conflict, NotFound
+from eventmill.errors import Conflict, NotFound, Unavailable
 from eventmill.executors import Accepted
 from tests.engine.world import World, event, world
 
@@ -214,6 +217,130 @@ def test_a_call_runs_the_action_as_it_is(tmp_path: Path) -> None:
     run(body)
 
 
+class Disk:
+    """Syncs as long as it is told to."""
+
+    def __init__(self, w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.syncs: list[asyncio.Future[None]] = []
+        monkeypatch.setattr(w.store, "synced", self._synced)
+
+    def _synced(self) -> asyncio.Future[None]:
+        self.syncs.append(asyncio.get_running_loop().create_future())
+        return self.syncs[-1]
+
+
+@pytest.mark.parametrize("is_written_meanwhile", [False, True])
+def test_an_end_does_not_overtake_its_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_written_meanwhile: bool
+) -> None:
+    """What an executor has said first is taken first, though what it says then can't wait for the disk."""
+
+    async def body() -> None:
+        async with world(tmp_path, {"f": same, "g": same}) as w:
+            for name in ("f", "g"):
+                await w.action(name)
+                w.functions.hold.add(name)
+            (first, one), (second, two) = await begun(w), await begun(w)
+            await w.rule("r", {"type": ["test"]}, "g")
+            await w.emit(event())
+            other = await w.functions.until_called("g")
+            with monkeypatch.context() as patched:
+                disk = Disk(w, patched)
+                end(w, one)
+                await asyncio.sleep(0.01)
+                w.functions.report(Accepted(activation=two, attempt=1, handle="there#1"))
+                await asyncio.sleep(0.2 if is_written_meanwhile else 0.01)
+                (attempt,) = [a for a in w.functions.calls if a.activation == two]
+                ended = replace(w.functions.end(attempt), handle="there#1")
+                w.functions.report(ended, *([] if is_written_meanwhile else [w.functions.end(other)]))
+                await asyncio.sleep(0.05)
+                assert ((await w.row(two)).state, (await w.row(two)).handle) == (State.SUCCEEDED, "there#1")
+                for sync in disk.syncs:
+                    sync.set_result(None)
+            assert [(await call).state for call in (first, second)] == [State.SUCCEEDED] * 2
+
+    run(body)
+
+
+def test_what_has_ended_when_a_server_stops_does_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        async with world(tmp_path, {"f": same}) as w:
+            await w.action("f")
+            w.functions.hold.add("f")
+            calls = [await begun(w) for _ in range(2)]
+            with monkeypatch.context() as patched:
+                Disk(w, patched)
+                for _, id in calls:
+                    end(w, id)
+                    await asyncio.sleep(0.01)
+        for call, _ in calls:
+            call.cancel()
+        async with world(tmp_path, {"f": same}) as w:
+            await w.until_final(*(id for _, id in calls))
+            assert w.functions.calls == []
+
+    run(body)
+
+
+def test_who_waits_for_a_server_that_can_record_nothing_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "_NO_ROOM_S", 0.1)
+
+    async def body() -> None:
+        async with world(tmp_path, {"f": lambda _: {"x": "y" * 300_000}}) as w:
+            await w.action("f")
+            w.functions.hold.add("f")
+            call, id = await begun(w, wait_s=0.5)
+            pages = w.store._driver.execute("PRAGMA page_count").fetchone()[0]
+            w.store._driver.execute(f"PRAGMA max_page_count={pages}")
+            end(w, id)
+            with pytest.raises(Unavailable, match=r"nothing can be recorded: .*full"):
+                await asyncio.wait_for(call, 5)
+            w.store._driver.execute("PRAGMA max_page_count=1000000000")
+            while not w.finished:  # there is room again
+                await w.quiet()
+            assert (await w.row(id)).state is State.SUCCEEDED
+
+    run(body)
+
+
+def test_a_revision_that_a_call_runs_is_not_forgotten(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path, {"f": same}) as w:
+            await w.action("f")
+            w.functions.hold.add("f")
+            call, id = await begun(w)
+            retention = w.engine._settings.retention
+            await w.action("f", retries=1)  # another one, which nothing has called yet
+            unused = await forget(w.store, w.backbone, retention, w.engine.counts, w.engine.files)
+            end(w, id)
+            await call
+            await forget(w.store, w.backbone, retention, w.engine.counts, w.engine.files, unused)
+            row = await w.row(id)
+            await w.store.transact(lambda tx: tx.entities.revision(row.revision))
+
+    run(body)
+
+
+def test_what_has_no_revision_any_more_fails(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path, {"f": same}, window_per_action=1) as w:
+            await w.action("f")
+            w.functions.hold.add("f")
+            call, id = await begun(w)
+            waiting = await w.engine.invoke("ns/f", {})
+            await w.action("f", retries=1)
+            await w.store.transact(lambda tx: tx.entities.forget_revisions([waiting.revision]))
+            end(w, id)
+            await call
+            (row,) = await w.until_final(waiting.id)
+            assert (row.state, row.status) == (State.FAILED, Status.INTERNAL_ERROR)
+            assert w.engine.problem is None
+
+    run(body)
+
+
 def test_what_ends_while_the_disk_is_busy_is_written_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def body() -> None:
         async with world(tmp_path, {"f": same, "g": same}) as w:
@@ -221,15 +348,9 @@ def test_what_ends_while_the_disk_is_busy_is_written_together(tmp_path: Path, mo
             await w.action("g")
             await w.rule("r", {"type": ["test"]}, "g")
             w.functions.hold.add("f")
-            syncs: list[asyncio.Future[None]] = []
-
-            def synced() -> asyncio.Future[None]:
-                syncs.append(asyncio.get_running_loop().create_future())
-                return syncs[-1]
-
             calls = [await begun(w) for _ in range(4)]
             with monkeypatch.context() as patched:
-                patched.setattr(w.store, "synced", synced)
+                syncs = Disk(w, patched).syncs
                 for _, id in calls:
                     end(w, id)
                     await asyncio.sleep(0.01)

@@ -57,7 +57,7 @@ class InProcess(Executor):
             self._run(attempts)
 
     def handle(self, attempt: Attempt) -> str:
-        return f"fake#{attempt.activation[:8]}.{attempt.number}"
+        return f"fake#{attempt.activation}.{attempt.number}"
 
     def release(self, handles: Sequence[str]) -> None:
         self.released.extend(handles)

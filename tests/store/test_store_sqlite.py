@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
 import sqlite3
 import sys
 import time
@@ -254,6 +255,22 @@ def test_the_wal_is_laid_out_ahead_of_what_is_written(tmp_path: Path) -> None:
         assert offsets == list(range(1, 301))
 
     with_store(tmp_path, write)
+
+
+def test_the_wal_does_not_grow_with_each_server_that_is_killed(tmp_path: Path) -> None:
+    async def body() -> None:
+        sizes, stores = [], []
+        for n in range(4):
+            stores.append(SqliteStore.open(tmp_path / f"{n}.db"))
+            await stores[n].transact(lambda tx: tx.emit([b"x"], 1))
+            sizes.append((tmp_path / f"{n}.db-wal").stat().st_size)
+            for suffix in ("", "-wal"):
+                shutil.copy(tmp_path / f"{n}.db{suffix}", tmp_path / f"{n + 1}.db{suffix}")
+        for store in stores:
+            store.close()
+        assert sizes == sizes[:1] * 4
+
+    asyncio.run(body())
 
 
 @pytest.mark.parametrize("is_laid_out", [True, False])

@@ -123,6 +123,7 @@ class Namespaces:
 
     async def _cancel(self, name: str) -> None:
         """Ask for the end of what is under way: chains before their steps. Jobs end when their system says so."""
+        await self._engine.write_calls()
         asked: set[str] = set()
         while rows := await self._store.read(lambda tx: _under_way(tx, name, asked)):
             asked.update(row.id for row in rows)

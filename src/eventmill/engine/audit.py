@@ -41,21 +41,31 @@ async def audit(
 ) -> None:
     """Audit for ever. `counts`: the engine's totals, for the metrics."""
     number = 0
+    unused: frozenset[int] = frozenset()
     while True:
         await asyncio.sleep(EVERY_S)
         number += 1
         try:
             await remove_orphans(store, executors, counts)
             if number % RETENTION_EVERY == 0:
-                await forget(store, backbone, retention, counts, files)
+                unused = await forget(store, backbone, retention, counts, files, unused)
         except Unavailable as e:
             _log.error("the audit waits: %s", e)
 
 
 async def forget(
-    store: Store, backbone: Backbone, retention: Retention, counts: Counter[str], files: ResultFiles
-) -> None:
-    """Delete what is older than its retention. It is looked for beside the transactions, and deleted in small ones."""
+    store: Store,
+    backbone: Backbone,
+    retention: Retention,
+    counts: Counter[str],
+    files: ResultFiles,
+    unused: frozenset[int] = frozenset(),
+) -> frozenset[int]:
+    """Delete what is older than its retention. It is looked for beside the transactions, and deleted in small ones.
+
+    Of revisions that nobody uses only those go that nobody did the last time either (`unused`): a call may have been
+    begun, and not be written yet. Returns those of this time.
+    """
     now_ms = time.time_ns() // 1_000_000
     activations_ms = now_ms - int(retention.activations_days * _DAY_MS)
     log_ms = now_ms - int(retention.log_days * _DAY_MS)
@@ -71,8 +81,10 @@ async def forget(
     while ids := await store.read(lambda tx: tx.activations.old_ids(ledger_ms, _ROWS_MAX)):
         counts["forgotten.ids"] += await store.transact(partial(_forget_ids, ids=ids))
     counts["forgotten.dead_letters"] += await store.transact(lambda tx: tx.dead_letters.forget(letters_ms))
-    unused = await store.read(lambda tx: tx.entities.unused_revisions())
-    counts["forgotten.revisions"] += await store.transact(lambda tx: tx.entities.forget_revisions(unused))
+    now_unused = frozenset(await store.read(lambda tx: tx.entities.unused_revisions()))
+    old = sorted(unused & now_unused)
+    counts["forgotten.revisions"] += await store.transact(lambda tx: tx.entities.forget_revisions(old))
+    return now_unused
 
 
 def _old_records(tx: Tx, backbone: Backbone, before_ms: int, bytes_max: int) -> int | None:

@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 RESULTS = "results"
 """The directory with a folder for each namespace, below the data directory, that its functions and jobs share."""
 _UNRECORDED_S = 0.05
-"""A call whose caller waits is recorded with its end; before that if it takes longer."""
+"""A call whose caller waits is recorded with its end; before that if it takes longer (at most twice as long)."""
 _ASKED_AT_ONCE = 100
 """Of what is left for further turns, so much is asked of one: each has some of its budget, or is soon put off."""
 _NO_ROOM_S = 5.0
@@ -87,7 +87,8 @@ class Engine:
         self._syncing: asyncio.Future[None] | None = None
         """What callers wait for, while the disk is at it."""
         self._held: list[tuple[str, list[Report]]] = []
-        """Said of calls meanwhile."""
+        """Said meanwhile of calls that are not written yet: that it is durable is all that comes of it, and for that it
+        has to wait anyway."""
         self._landed = asyncio.Event()
         self._left: deque[Callable[[Turn], Any]] = deque()
         """What is left for further turns, as long as there is more than one turn is asked for."""
@@ -98,6 +99,7 @@ class Engine:
         self._reader: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._recording: asyncio.TimerHandle | None = None
+        self._seen_unrecorded: set[str] = set()
         self._deadline: int | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = asyncio.Event()
@@ -151,7 +153,9 @@ class Engine:
     async def stop(self) -> None:
         """End the loop. What executors had not reported is found by the next server."""
         self._draining = True
-        self._inbox.request(partial(Turn.fetch, wanted=list(self._flight.unrecorded)), own=True)
+        self._go_on()
+        if self._flight.unrecorded:
+            self._inbox.request(self._write_calls, own=True)
         self._inbox.close()
         await self._stopped.wait()
         for timer in (self._timer, self._recording):
@@ -198,6 +202,7 @@ class Engine:
         if wait_s:
             if (ended := await self._listeners.end(id, asked, wait_s)) is not None:
                 return ended
+            self._check_trouble()
             asked = self._inbox.request(partial(requests.promise, id=id))
         activation = await asked
         await self._store.durable()
@@ -237,6 +242,10 @@ class Engine:
         row: Activation = await self._ask(partial(requests.cancel, id=id))
         return row
 
+    async def write_calls(self) -> None:
+        """From now on, all that is under way by now can be seen in the store. Raises Unavailable."""
+        await self._ask(self._write_calls)
+
     async def replay(self, id: str) -> Activation:
         """Another attempt of a failed or cancelled activation. Raises NotFound or Conflict."""
         row: Activation = await self._ask(partial(requests.replay, id=id))
@@ -255,9 +264,11 @@ class Engine:
         return answer
 
     def _check_trouble(self) -> None:
-        """Who asks has an answer at once, also when there will be no turn for a while."""
+        """Who asks has an answer at once, also when there will be no turn for a while, or ever."""
         if self._trouble:
             raise Unavailable(self._trouble)
+        if self.problem is not None:
+            raise Unavailable("the engine has stopped")
 
     def follow(self) -> AsyncIterator[News]:
         """What finishes, and what becomes a dead letter, from this call on, in lists."""
@@ -345,6 +356,8 @@ class Engine:
     def _without_store(self, work: Work) -> Turn | None:
         """A turn of calls that have nothing to be written yet, and nothing to be read: what they go by is in memory.
         None if it takes a transaction."""
+        if not self._store.writable:
+            return None
         if not work.requests or work.batches or work.reports or self._caught_up_with != self._store.version:
             return None
         try:
@@ -479,14 +492,18 @@ class Engine:
             self._ask_oneself(turn.postponed, turn.more)
 
     def _record_late(self) -> None:
-        """What has been under way for a while without a row gets one."""
+        """What has been under way since the last look without a row gets one."""
         self._recording = None
-        before_ms = time.time_ns() // 1_000_000 - int(_UNRECORDED_S * 1000)
-        late = [id for id, row in self._flight.unrecorded.items() if row.created <= before_ms]
+        unrecorded = self._flight.unrecorded
+        late = self._seen_unrecorded & unrecorded.keys()
+        self._seen_unrecorded = set(unrecorded)
         if late:
             self._inbox.request(partial(Turn.fetch, wanted=late), own=True)
-        elif self._flight.unrecorded:
+        if unrecorded:
             self._recording = asyncio.get_running_loop().call_later(_UNRECORDED_S, self._record_late)
+
+    def _write_calls(self, turn: Turn) -> None:
+        turn.fetch(list(self._flight.unrecorded))
 
     def _ask_oneself(self, first: Sequence[Callable[[Turn], Any]], then: Sequence[Callable[[Turn], Any]]) -> None:
         """What is left for further turns: before all that is left already, or behind it. The next turn is asked for
@@ -520,7 +537,7 @@ class Engine:
         synced = self._listeners.tell(turn.finished, turn.unawaited, turn.letters)
         if synced is not None and self._syncing is None:
             self._syncing = synced
-            synced.add_done_callback(self._go_on)
+            synced.add_done_callback(self._synced)
         if work.reports:
             self._landed.set()
         if turn.expired:
@@ -565,15 +582,17 @@ class Engine:
 
     async def _listen(self, name: str, executor: Executor) -> None:
         async for said in executor.reports():
-            if self._syncing is not None and all(report.activation in self._flight.unrecorded for report in said):
-                # all that comes of these ends is to be durable, for which they have to wait anyway
-                self._held.append((name, said))
-            else:
-                self._inbox.reports(name, said)
+            self._held.append((name, said))
+            is_call = all(report.activation in self._flight.unrecorded for report in said)
+            if self._syncing is None or not is_call or self._inbox.closed:
+                self._go_on()  # with what has come before first: nobody ends before he has begun
 
-    def _go_on(self, synced: asyncio.Future[None]) -> None:
+    def _synced(self, synced: asyncio.Future[None]) -> None:
         """The disk is free for what has come meanwhile."""
         self._syncing = None
+        self._go_on()
+
+    def _go_on(self) -> None:
         held, self._held = self._held, []
         for name, said in held:
             self._inbox.reports(name, said)

@@ -58,9 +58,9 @@ def invoke(
     return activation
 
 
-def promise(turn: Turn, id: str) -> Activation | None:
-    """Whoever waited for this call is told that it goes on: how it is by now."""
-    return turn.get(id)
+def promise(turn: Turn, id: str) -> Activation:
+    """Whoever waited for this call is told that it goes on: how it is by now. Raises NotFound if it is forgotten."""
+    return turn.require(id)
 
 
 def record(

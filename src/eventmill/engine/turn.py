@@ -302,9 +302,11 @@ class Turn:
         self.handed[activation.id] = (activation, action, chain)
 
     def put_off(self, activation: Activation) -> None:
-        """Somebody waits for the end of this new activation: if it is handed over in this turn, it is written with its
-        end, or soon. Not if it gets a key, which is good for what is recorded."""
-        if activation.id in self.handed and not self.handed[activation.id][1].gets_key:
+        """Somebody waits for the end of this new activation: a function that is handed over in this turn is written
+        with its end, or soon. Not if it gets a key, which is good for what is recorded."""
+        if activation.category is not Category.FUNCTION or activation.id not in self.handed:
+            return
+        if not self.handed[activation.id][1].gets_key:
             self._put_off.append(activation.id)
 
     def keep_back(self, activation: Activation) -> bool:
@@ -426,7 +428,11 @@ class Turn:
         handed: list[int] = []
         for found in rows:
             row = self.know(found)
-            action = self.book.revision(self.tx, row.revision)
+            try:
+                action = self.book.revision(self.tx, row.revision)
+            except NotFound as e:
+                self.finish(row, State.FAILED, Status.INTERNAL_ERROR, decide.error(str(e)), on_error=False)
+                continue
             if row.interruptions >= self.limits.interruptions:
                 error = decide.error(f"the server died {row.interruptions} times while it ran")
                 self.finish(row, State.FAILED, Status.INTERNAL_ERROR, error, kind="interrupted")

@@ -25,8 +25,8 @@ def on_error_id(failed: str, finish: int) -> str:
 
 
 def call_id(now_ms: int, random: bytes) -> str:
-    """A call's activation: the time, and ten bytes that nobody can guess. In the order of time, so that an index of such
-    ids grows at its end, and not in a page anywhere for each."""
+    """A call's activation: the time, and ten bytes that nobody can guess. In the order of time, so that an index of
+    them grows at its end, and not in a page anywhere for each."""
     return f"{now_ms:012x}{random.hex()}"
 
 

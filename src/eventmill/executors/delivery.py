@@ -112,7 +112,7 @@ class Delivery:
         delivered = False
         try:
             for source, target in self._deliveries(job, end, room):
-                self._bring(room, source, self._target(base, target), job.activation[:8])
+                self._bring(room, source, self._target(base, target), job.activation[-8:])
                 delivered = True
         except OSError as e:
             if end.exit_code != 0:

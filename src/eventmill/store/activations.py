@@ -59,7 +59,7 @@ class Activations:
         self._ours = f" AND {{}}partition IN ({','.join(map(str, partitions))})"
 
     def known(self, ids: Iterable[str]) -> set[str]:
-        """Those of these ids that were ever started: the ledger remembers them longer than their rows."""
+        """Those of these ids that an event has started: the ledger remembers them longer than their rows."""
         found: set[str] = set()
         for chunk in _chunks(list(ids)):
             marks = ",".join("?" * len(chunk))

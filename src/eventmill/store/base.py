@@ -220,6 +220,11 @@ class Store(ABC):
     def code(self, digest: str) -> bytes:
         """A piece of code, at once (executors ask for it once per worker or job). Raises NotFound."""
 
+    @property
+    @abstractmethod
+    def writable(self) -> bool:
+        """False: nothing will be written any more (closed, or the disk has failed)."""
+
     @abstractmethod
     def synced(self) -> asyncio.Future[None]:
         """Done when everything committed so far is durable; with Unavailable if that can't be."""

@@ -221,7 +221,8 @@ class Entities:
 
     def unused_revisions(self) -> list[int]:
         """Revisions that are nobody's any more: not an action's, not an activation's, not pinned by a running chain.
-        Since only what is an action's can be pinned, one that is unused stays so."""
+        Since only what is an action's can be pinned, one that is unused stays so, but for a call that was begun before
+        and has no row yet."""
         rows = self._driver.execute(
             "SELECT id FROM revisions WHERE id NOT IN (SELECT revision FROM entities WHERE revision IS NOT NULL)"
             " AND id NOT IN (SELECT revision FROM activations)"

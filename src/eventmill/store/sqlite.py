@@ -98,6 +98,10 @@ class SqliteStore(Store):
     def code(self, digest: str) -> bytes:
         return self._read(lambda tx: tx.entities.code(digest))
 
+    @property
+    def writable(self) -> bool:
+        return self._sync.works
+
     def synced(self) -> asyncio.Future[None]:
         return self._sync.ask()
 

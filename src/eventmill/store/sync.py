@@ -34,6 +34,10 @@ class Sync:
         self._broken: OSError | None = None
         self._closed = False
 
+    @property
+    def works(self) -> bool:
+        return not self._closed and self._broken is None
+
     def check(self) -> None:
         """Raises Unavailable if the disk has failed, or the file is closed."""
         if self._closed:

@@ -23,6 +23,8 @@ _RESTART_FRAMES = 16 * 4096
 _HEAD_BYTES, _FRAME_BYTES = 32, 24 + 4096
 _AHEAD_BYTES, _LOW_BYTES = 1 << 20, 256 << 10
 """So much is laid out when less than the second of it is left: that costs the next sync half a millisecond."""
+_LOW_FRAMES = _LOW_BYTES // _FRAME_BYTES
+"""Where it could not be, it is tried again after so many frames."""
 
 
 class Wal:
@@ -38,14 +40,14 @@ class Wal:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._running: asyncio.Future[None] | None = None
         self._restart_at = _RESTART_FRAMES
-        self._low = 0
+        self._low = max(0, os.fstat(self.file).st_size - _LOW_BYTES) // _FRAME_BYTES
         """With so many frames the end of the file is near."""
 
     def consider(self) -> None:
         """After a commit: see whether it is time for one of these."""
         frames = int.from_bytes(self._counts[16:20], sys.byteorder)
         if frames >= self._low:
-            self._lay_out()
+            self._lay_out(frames)
         if frames < _CHECKPOINT_FRAMES or (self._running is not None and not self._running.done()):
             return
         written_back = int.from_bytes(self._counts[96:100], sys.byteorder)
@@ -59,7 +61,7 @@ class Wal:
         elif frames < _RESTART_FRAMES:
             self._restart_at = _RESTART_FRAMES
 
-    def _lay_out(self) -> None:
+    def _lay_out(self, frames: int) -> None:
         """Write zeros behind the end of the file. To sync what lies inside of a file takes the disk half as long as to
         sync what makes it longer (0.16 to 0.32 ms here), and a log that starts over keeps its length."""
         size = _HEAD_BYTES
@@ -70,7 +72,7 @@ class Wal:
                 size += os.pwrite(self.file, bytes(_AHEAD_BYTES), size)
             finally:
                 self._driver.execute("ROLLBACK")
-        self._low = max(self._low, (size - _LOW_BYTES) // _FRAME_BYTES)
+        self._low = max(frames + _LOW_FRAMES, (size - _LOW_BYTES) // _FRAME_BYTES)
 
     def _write_back(self, mode: str) -> None:
         with contextlib.suppress(sqlite3.OperationalError):  # locked: there will be another time
