@@ -350,6 +350,8 @@ class Engine:
                 return
             turn = await self._alone(work, e)
         reached("committed")
+        # first what makes others work, the disk and the executors; the rest is done meanwhile
+        self._tell(turn)
         self._hand_over(turn)
         self._answer(work, turn)
 
@@ -470,9 +472,6 @@ class Engine:
 
     def _hand_over(self, turn: Turn) -> None:
         """After the commit: what the outside has to do."""
-        self._flight.apply(turn.changes, turn.now_ms)
-        for name, report in turn.early:
-            self._early.setdefault(report.activation, []).append((name, report))
         attempts: dict[str, list[Attempt]] = {}
         for activation, action, chain in turn.handed.values():
             executor = self._queues.executor(activation.queue)
@@ -481,6 +480,9 @@ class Engine:
             self._executors[name].submit(batch)
         if attempts:
             reached("handed")
+        self._flight.apply(turn.changes, turn.now_ms)
+        for name, report in turn.early:
+            self._early.setdefault(report.activation, []).append((name, report))
         if self._flight.unrecorded and self._recording is None:
             self._recording = asyncio.get_running_loop().call_later(_UNRECORDED_S, self._record_late)
         for queue, id, handle in turn.cancels:
@@ -528,16 +530,19 @@ class Engine:
                 reached("ended")
                 executor.forget(handles)
 
-    def _answer(self, work: Work, turn: Turn) -> None:
-        """After the commit: those who wait, and the counts."""
+    def _tell(self, turn: Turn) -> None:
+        """After the commit: those who wait for ends."""
         if turn.finished:
             reached("recorded")
-        for request in work.requests:
-            request.settle()
         synced = self._listeners.tell(turn.finished, turn.unawaited, turn.letters)
         if synced is not None and self._syncing is None:
             self._syncing = synced
             synced.add_done_callback(self._synced)
+
+    def _answer(self, work: Work, turn: Turn) -> None:
+        """After the commit: those who have asked, and the counts."""
+        for request in work.requests:
+            request.settle()
         if work.reports:
             self._landed.set()
         if turn.expired:
