@@ -281,6 +281,7 @@ class Model(logging.Handler):
         store = SqliteStore.open(self.directory / "store.db")
         most = self.rng.choice([3, 1000])
         backbone = EmbeddedBackbone(store, Room(self.directory, 0), batch_max=most, batch_bytes=16 << 20)
+        backbone.relays = True  # all that happens is told
         self.functions, self.jobs = Functions(self.rng, self.died), Jobs(self.rng, self.known)
         executors = {"functions": self.functions, "pool:local": self.jobs}
         engine = Engine(store, backbone, executors, settings(self.directory, **self.limits))

@@ -155,6 +155,32 @@ def test_returned_errors_and_fatal_are_final_and_retry_is_not(tmp_path: Path) ->
     run(body)
 
 
+def test_completions_are_told_if_a_rule_asks_for_them(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path, {"f": lambda p: p, "fail": lambda _: {"error": "no"}}) as w:
+            w.backbone.relays = False
+            await w.action("f")
+            await w.action("fail")
+
+            async def told() -> list[str]:
+                for name in ("f", "fail"):
+                    await w.engine.invoke(f"ns/{name}", {}, wait_s=5)
+                await w.quiet()
+                _, values = await w.store.transact(lambda tx: tx.records(0, 100, 1 << 20))
+                return [event["subject"] for event in map(orjson.loads, values)]
+
+            assert await told() == []
+            await w.rule("r", {"type": ["org.eventmill.activation.failed"], "subject": ["ns/f"]}, "f")
+            assert await told() == ["ns/fail"]
+            await w.rule("r", {"type": [{"prefix": "org.eventmill."}], "subject": ["ns/nothing"]}, "f")
+            assert await told() == ["ns/fail", "ns/f", "ns/fail"]
+            w.backbone.relays = True
+            await w.rule("r", {"type": ["none"]}, "f")
+            assert await told() == ["ns/fail", "ns/f", "ns/fail", "ns/f", "ns/fail"]
+
+    run(body)
+
+
 def test_a_call_answers_with_its_result_and_is_tried_once(tmp_path: Path) -> None:
     def fail(_: dict[str, Any]) -> None:
         raise ValueError("no")

@@ -255,6 +255,7 @@ async def stopped(
     directory.mkdir(exist_ok=True)
     store = SqliteStore.open(directory / "store.db")
     backbone = EmbeddedBackbone(store, Room(directory, 0), batch_max=1000, batch_bytes=16 << 20)
+    backbone.relays = True  # all that happens is told, so that a test can see it
     await backbone.start()
     pool, queue = InProcess(functions or {}), InProcess(jobs or {}, two_phase=True)
     executors = {"functions": pool, "pool:local": queue, **(others or {})}

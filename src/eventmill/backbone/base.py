@@ -61,6 +61,9 @@ class Numbers:
 class Backbone(ABC):
     """The log. All methods are called on the event loop."""
 
+    relays: bool = False
+    """Others read it elsewhere: they are told of everything, whether a rule here asks for it or not."""
+
     @property
     @abstractmethod
     def home(self) -> Partition:

@@ -19,8 +19,6 @@ from eventmill.sdk.event import Event
 from eventmill.store import SqliteStore, Tx
 
 TOPIC = "events"
-LAZY_S = 0.05
-"""Records that no rule asks for are read at the latest after this: many in one turn instead of each in its own."""
 
 
 class EmbeddedBackbone(Backbone):
@@ -32,9 +30,6 @@ class EmbeddedBackbone(Backbone):
         self._batch_max = batch_max
         self._batch_bytes = batch_bytes
         self._arrived = asyncio.Event()
-        self._later: asyncio.TimerHandle | None = None
-        self._relayed = True
-        """Others read the records, elsewhere: none of them waits."""
         self._decoder = CloudEventsJson()
         self._home: Partition | None = None
         self._position = 0
@@ -48,20 +43,11 @@ class EmbeddedBackbone(Backbone):
         self._home, self._position = await self._store.transact(
             lambda tx: tx.claim_partition(TOPIC, 0, start=0), durable=True
         )
-        self._store.on_emit = self._emitted
+        self._store.on_emit = self._arrived.set
         self._arrived.set()
 
     async def stop(self) -> None:
-        self._store.on_emit = lambda urgent: None
-        if self._later is not None:
-            self._later.cancel()
-            self._later = None
-
-    def _emitted(self, urgent: bool) -> None:
-        if urgent or self._relayed:
-            self._arrived.set()
-        elif self._later is None:
-            self._later = asyncio.get_running_loop().call_later(LAZY_S, self._arrived.set)
+        self._store.on_emit = lambda: None
 
     async def append(self, events: Sequence[Event]) -> None:
         self.check_room()
@@ -75,7 +61,6 @@ class EmbeddedBackbone(Backbone):
     async def read(self) -> AsyncIterator[Batch | Assigned]:
         if left := await self._store.transact(lambda tx: claim_left(tx, lambda topic: topic == TOPIC), durable=True):
             yield Assigned(left)
-        self._relayed = False
         async for batch in self.batches():
             await self._room.wait()
             yield batch
@@ -85,9 +70,6 @@ class EmbeddedBackbone(Backbone):
         while True:
             await self._arrived.wait()
             self._arrived.clear()
-            if self._later is not None:
-                self._later.cancel()
-                self._later = None
             while True:
                 offsets, values = await self._store.transact(self._next)
                 if not offsets:

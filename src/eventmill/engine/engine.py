@@ -446,7 +446,7 @@ class Engine:
             tx=tx, book=self.book, flight=self._flight, limits=self._settings.limits,
             now_ms=time.time_ns() // 1_000_000, home=self._backbone.home, owned=self._partitions.keys(),
             decoder_of=self._backbone.decoder, queue_of=self._queues.of, is_served=self._queues.is_served,
-            files=self.files,
+            files=self.files, tells_all=self._backbone.relays,
         )  # fmt: skip
 
     def _turn(self, tx: Tx, work: Work, alone: bool = False) -> Turn:

@@ -62,6 +62,8 @@ class Turn:
     is_served: Callable[[str], bool]
     """Whether there is an executor for what waits in this queue."""
     files: ResultFiles
+    tells_all: bool = False
+    """Completions go to the log though no rule asks for them."""
 
     handed: dict[str, tuple[Activation, Action, str]] = field(default_factory=dict)
     """To be submitted to executors, by id."""
@@ -102,8 +104,6 @@ class Turn:
     _pinned: dict[str, Activation] = field(default_factory=dict)
     _steps_ended: deque[Activation] = field(default_factory=deque)
     _events: list[bytes] = field(default_factory=list)
-    _urgent: bool = False
-    """A rule may wait for one of these events."""
 
     # records → activations
 
@@ -339,8 +339,8 @@ class Turn:
         self.changes.alive[row.namespace] -= 1
         self.finished.append(row)
         is_own_call = conductors.is_own_call(self, row)
-        if not is_own_call:
-            self._emit(completion_event(row, self.now_ms), SUCCEEDED if state is State.SUCCEEDED else FAILED)
+        if not is_own_call and self._is_asked_for(SUCCEEDED if state is State.SUCCEEDED else FAILED):
+            self._events.append(completion_event(row, self.now_ms))
         if row.parent is not None:
             self._steps_ended.append(row)
         if state is State.FAILED:
@@ -458,7 +458,7 @@ class Turn:
         if self.letters:
             self.tx.dead_letters.insert(self.letters)
         if self._events:
-            self.tx.emit(self._events, self.now_ms, urgent=self._urgent)
+            self.tx.emit(self._events, self.now_ms)
 
     def write_rows(self) -> None:
         """Write rows so far, so that queries of this transaction see them."""
@@ -558,12 +558,11 @@ class Turn:
         """Put a record into the log again."""
         self.version += 1
         self._events.append(record)
-        self._urgent = True
 
-    def _emit(self, event: bytes, type: str) -> None:
+    def _is_asked_for(self, type: str) -> bool:
+        """Whether an event of this type is for anybody: a rule, or those who read the log elsewhere."""
         types = self.book.types()
-        self._urgent |= types is None or type in types
-        self._events.append(event)
+        return self.tells_all or types is None or type in types
 
     def record(self, activation: Activation) -> None:
         """Record a new activation."""

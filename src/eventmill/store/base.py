@@ -47,18 +47,14 @@ class Tx:
         self.keys = Keys(connection)
         self.emitted = 0
         """Events put into the log by this transaction."""
-        self.urgent = False
-        """Somebody waits for them."""
 
     # the log
 
-    def emit(self, values: Sequence[bytes], now_ms: int, *, urgent: bool = True) -> None:
-        """Append events (JSON) to the log, atomically with everything else in this transaction. Not `urgent`: no rule
-        asks for them, so that their reader may let several come together."""
+    def emit(self, values: Sequence[bytes], now_ms: int) -> None:
+        """Append events (JSON) to the log, atomically with everything else in this transaction."""
         if values:
             self._driver.executemany("INSERT INTO log (time, value) VALUES (?, ?)", [(now_ms, v) for v in values])
             self.emitted += len(values)
-            self.urgent |= urgent
 
     def records(self, after: int, limit: int, bytes_max: int) -> tuple[list[int], list[bytes]]:
         """Offsets and values of the records behind this offset: at most `limit`, and no more than fit into `bytes_max`,

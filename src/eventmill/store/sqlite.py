@@ -43,8 +43,8 @@ class SqliteStore(Store):
         self._wal = Wal(path, self._driver)
         self._sync = Sync(self._wal.file)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="store")
-        self.on_emit: Callable[[bool], None] = lambda urgent: None
-        """Called after each commit that put events into the log: whether somebody waits for them."""
+        self.on_emit: Callable[[], None] = lambda: None
+        """Called after each commit that put events into the log."""
         self.on_change: Callable[[], None] = lambda: None
         """Called after each commit that changed an entity."""
 
@@ -78,7 +78,7 @@ class SqliteStore(Store):
                 raise
             raise Unavailable(f"the store can't be written: {cause}") from e
         if tx.emitted:
-            self.on_emit(tx.urgent)
+            self.on_emit()
         if tx.entities.changed:
             self.version += 1
             self.on_change()

@@ -29,6 +29,8 @@ _log = logging.getLogger(__name__)
 class KafkaBackbone(Backbone):
     """`log`: the embedded log, with room for the outbox. Raises InvalidConfig."""
 
+    relays = True
+
     def __init__(self, store: Store, log: EmbeddedBackbone, room: Room, settings: Settings, paths: PathTable) -> None:
         client.check_properties(settings.backbone)
         self._settings = settings.backbone
