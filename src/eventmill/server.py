@@ -379,6 +379,7 @@ def _http_config(services: Services) -> uvicorn.Config:
     return uvicorn.Config(
         create_app(services),
         http=bounded(services.settings.server.connections_max),
+        ws="none",  # with a library that is installed by chance, they would be taken up, past all bounds
         log_config=None,
         access_log=False,
         lifespan="off",

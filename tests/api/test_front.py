@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import logging
 import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from prometheus_client import CollectorRegistry
+from starlette.responses import PlainTextResponse
 
+from eventmill.api.front import Front
 from tests.api.conftest import Caller, Running
 
 ACTIONS = "/api/v1/namespaces/_/actions"
@@ -194,6 +201,101 @@ def _received(raw: socket.socket, until: bytes) -> str:
     while until not in answer and (more := raw.recv(4096)):
         answer += more
     return answer.decode()
+
+
+@contextmanager
+def _connected(caller: Caller) -> Iterator[socket.socket]:
+    parts = urlsplit(str(caller.base_url))
+    with socket.create_connection((parts.hostname, parts.port or 0), timeout=10) as raw:
+        yield raw
+
+
+def _head(request: str, *lines: str) -> bytes:
+    return "\r\n".join([f"{request} HTTP/1.1", *lines, "", ""]).encode()
+
+
+@pytest.mark.parametrize("hosts", [("localhost", "localhost"), ("localhost", "evil.example"), ("", "localhost")])
+def test_one_host_at_most(caller: Caller, hosts: tuple[str, str]) -> None:
+    """Before us something else may have gone by the other one."""
+    for path in (ACTIONS, "/healthz"):
+        with _connected(caller) as raw:
+            raw.sendall(_head(f"GET {path}", *(f"Host: {host}" for host in hosts)))
+            answer = _received(raw, b'"code"')
+            assert answer.startswith("HTTP/1.1 400")
+            assert "More than one Host header." in answer
+
+
+def test_headers_of_other_names_may_come_twice(caller: Caller) -> None:
+    assert caller.get(ACTIONS, headers=[("x-a", "1"), ("x-a", "2")]).status_code == 200
+
+
+def test_long_hosts_are_not_remembered(server: Running) -> None:
+    front = Front(
+        PlainTextResponse("ok"),
+        authenticator=server.authenticator,
+        server=server.services.settings.server,
+        metrics=CollectorRegistry(),
+    )
+    hosts = ["localhost:" + "9" * 290, "localhost:" + "9" * 291]
+
+    async def ask() -> list[int]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(front), base_url="http://a") as client:
+            return [(await client.get("/healthz", headers={"host": host})).status_code for host in hosts]
+
+    assert asyncio.run(ask()) == [200, 200]
+    assert front._hosts_seen == {hosts[0].encode()}
+
+
+@pytest.mark.parametrize(
+    ("request_line", "key", "status"),
+    [
+        (f"POST {ACTIONS}/x", "no:body", 401),
+        (f"PATCH {ACTIONS}/x", None, 404),
+        ("POST /nosuch", None, 405),
+        (f"OPTIONS {ACTIONS}", None, 200),
+        (f"GET {ACTIONS}", None, 200),
+    ],
+)
+def test_who_was_not_told_to_send_a_body_is_not_taken_to_send_one(
+    caller: Caller, request_line: str, key: str | None, status: int
+) -> None:
+    """Its next request would be taken for the body."""
+    lines = "Host: localhost", f"Authorization: {basic(key or caller.key)}", "Content-Length: 99"
+    with _connected(caller) as raw:
+        raw.sendall(_head(request_line, *lines, "Expect: 100-continue"))
+        answer = _received(raw, b"nothing more, so that it must be closed").lower()
+        assert answer.startswith(f"http/1.1 {status} ")
+        assert answer.count("connection: close") == 1
+
+
+def test_who_was_told_to_send_a_body_can_go_on(caller: Caller) -> None:
+    lines = "Host: localhost", f"Authorization: {basic(caller.key)}", "Content-Type: application/json"
+    with _connected(caller) as raw:
+        raw.sendall(_head(f"PUT {ACTIONS}/x", *lines, "Content-Length: 2", "Expect: 100-continue"))
+        assert _received(raw, b"\r\n\r\n").startswith("HTTP/1.1 100 ")
+        raw.sendall(b"[]")
+        answer = _received(raw, b'"code"')
+        assert answer.startswith("HTTP/1.1 400 ")
+        assert "connection: close" not in answer
+        raw.sendall(_head(f"GET {ACTIONS}", *lines))
+        assert "HTTP/1.1 200 " in _received(raw, b"[]")
+
+
+@pytest.mark.parametrize("expects", [[], ["Expect: 100-continue"]])
+def test_a_body_that_was_too_large_at_its_end_is_not_waited_for(caller: Caller, expects: list[str]) -> None:
+    lines = "Host: localhost", f"Authorization: {basic(caller.key)}", "Content-Type: application/json"
+    with _connected(caller) as raw:
+        raw.sendall(_head(f"POST {ACTIONS}/x", *lines, "Transfer-Encoding: chunked", *expects))
+        if expects:
+            assert _received(raw, b"\r\n\r\n").startswith("HTTP/1.1 100 ")
+        raw.sendall(b"100000\r\n" + b"a" * (1 << 20) + b"\r\n")
+        time.sleep(0.2)
+        began = time.monotonic()
+        raw.sendall(b"1\r\na\r\n0\r\n\r\n")
+        answer = _received(raw, b"nothing more, so that it must be closed").lower()
+        assert answer.startswith("http/1.1 413 ")
+        assert answer.count("connection: close") == 1
+        assert time.monotonic() - began < 2
 
 
 def test_a_body_is_not_read_beyond_its_bound(caller: Caller) -> None:

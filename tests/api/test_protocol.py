@@ -3,8 +3,10 @@ be."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
+import dataclasses
 import json
 import socket
 import time
@@ -14,11 +16,15 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import uvloop
+from prometheus_client import CollectorRegistry
 
-from eventmill.api.protocol import HEAD_BYTES_MAX, Bounded, bounded
+from eventmill.api.protocol import HEAD_BYTES_MAX, Bounded, _Joining, bounded
+from eventmill.server import _http_config
 from tests.api.conftest import Caller, Running, running
 
 ACTIONS = "/api/v1/namespaces/_/actions"
+PACKAGES = "/api/v1/namespaces/_/packages"
 READ_BYTES = 256 << 10
 """What one read of a connection may bring."""
 
@@ -177,7 +183,7 @@ def test_requests_one_behind_the_other_are_all_answered(server: Running, caller:
     """Large ones, too: only what belongs to no request that is under way counts as a head."""
     body = json.dumps({"parameters": [{"key": "p", "value": "a" * 200_000}]}).encode()
     put = head(
-        caller, f"PUT {ACTIONS.replace('actions', 'packages')}/piped?overwrite=true",
+        caller, f"PUT {PACKAGES}/piped?overwrite=true",
         "Content-Type: application/json", f"Content-Length: {len(body)}",
     )  # fmt: skip
     with connected(server) as connection:
@@ -191,6 +197,161 @@ def test_an_upgrade_is_not_taken_up(server: Running, caller: Caller) -> None:
             head(caller, f"GET {ACTIONS}", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: a")
         )
         assert connection.answer()[0] == 200
+
+
+H2C = "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAA"
+PARAMETERS = [{"key": "p", "value": 1}]
+
+
+def offer(caller: Caller, request: str, *lines: str, body: bytes = b"", is_chunked: bool = False) -> bytes:
+    """A request as Java's HttpClient makes it: one that could go on in HTTP/2."""
+    if is_chunked:
+        framing, body = "Transfer-Encoding: chunked", b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    else:
+        framing = f"Content-Length: {len(body)}"
+    return head(caller, request, *H2C, *lines, "Content-Type: application/json", framing) + body
+
+
+@pytest.mark.parametrize("piece", [1, 100, 1 << 20])
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_a_body_behind_an_upgrade_is_one(server: Running, caller: Caller, is_chunked: bool, piece: int) -> None:
+    """Neither lost nor taken for requests, however it comes; those behind it are answered in their order."""
+    body = json.dumps({"parameters": PARAMETERS}).encode()
+    put = offer(caller, f"PUT {PACKAGES}/offered?overwrite=true", body=body, is_chunked=is_chunked)
+    sent = put + head(caller, f"GET {PACKAGES}/nosuch") + put + head(caller, f"GET {PACKAGES}/offered", *H2C)
+    with connected(server) as connection:
+        for begin in range(0, len(sent), piece):
+            connection.send(sent[begin : begin + piece])
+        answers = [connection.answer() for _ in range(4)]
+        assert [status for status, _ in answers] == [200, 404, 200, 200]
+        assert [json.loads(answers[n][1])["parameters"] for n in (0, 2, 3)] == [PARAMETERS] * 3
+        connection.send(head(caller, f"GET {ACTIONS}"))
+        assert connection.answer() == (200, b"[]")
+
+
+@pytest.mark.parametrize(("request_line", "status"), [("CONNECT /a", 405), (f"PUT {PACKAGES}/smuggled", 400)])
+def test_a_body_is_not_a_request(server: Running, caller: Caller, request_line: str, status: int) -> None:
+    smuggled = head(caller, f"GET {PACKAGES}")
+    with connected(server) as connection:
+        connection.send(offer(caller, request_line, body=smuggled) + head(caller, f"GET {ACTIONS}/nosuch"))
+        assert [connection.answer()[0] for _ in range(2)] == [status, 404]
+
+
+def test_upgrades_by_the_thousand_in_one_piece(server: Running, caller: Caller) -> None:
+    with connected(server) as connection:
+        connection.send(head(None, "GET /healthz", "Connection: upgrade", "Upgrade: a") * 1500)
+        assert {connection.answer() for _ in range(1500)} == {(200, b"ok\n")}
+
+
+def test_nothing_is_taken_behind_an_upgrade_that_was_the_last(server: Running, caller: Caller) -> None:
+    body = json.dumps({"parameters": PARAMETERS}).encode()
+    put = offer(caller, f"PUT {PACKAGES}/last?overwrite=true", "Connection: close, upgrade", body=body)
+    with connected(server) as connection:
+        connection.send(put + b"no HTTP")
+        status, document = connection.answer()
+        assert (status, json.loads(document)["parameters"]) == (200, PARAMETERS)
+        assert connection.is_closed()
+
+
+@pytest.mark.parametrize("framing", ["Transfer-Encoding: gzip", "Transfer-Encoding: chunked, identity"])
+def test_an_upgrade_with_a_body_of_no_known_end(server: Running, caller: Caller, framing: str) -> None:
+    with connected(server) as connection:
+        connection.send(head(caller, f"PUT {PACKAGES}/endless", *H2C, framing) + b"{}")
+        assert refusal(connection.answer())[0] == 400
+        assert connection.is_closed()
+
+
+def test_an_upgrade_is_bounded_as_all_else(impatient: Running, caller: Caller) -> None:
+    put = offer(caller, f"PUT {PACKAGES}/bounded", body=b"{}", is_chunked=True)
+    with connected(impatient) as connection:
+        connection.send(put[:-2])
+        with contextlib.suppress(ConnectionError):
+            connection.send((b"X-A: " + b"b" * 6000 + b"\r\n") * ((HEAD_BYTES_MAX + 2 * READ_BYTES) // 6000))
+        assert connection.is_refused(431)
+    with connected(impatient) as connection:
+        connection.send(put[:-6])
+        assert connection.is_refused(408)
+        assert connection.is_closed()
+
+
+def test_no_upgrade_comes_of_trailers(server: Running, caller: Caller) -> None:
+    lines = "Content-Type: application/json", "Transfer-Encoding: chunked"
+    trailers = "\r\n".join([*H2C, "", ""]).encode()
+    with connected(server) as connection:
+        connection.send(head(caller, f"PUT {PACKAGES}/trailing", *lines) + b"2\r\n{}\r\n0\r\n" + trailers)
+        connection.send(head(caller, f"GET {ACTIONS}"))
+        assert [connection.answer()[0] for _ in range(2)] == [200, 200]
+
+
+def test_the_server_takes_up_no_websockets_whatever_is_installed(server: Running) -> None:
+    config = _http_config(dataclasses.replace(server.services, metrics=CollectorRegistry()))
+    assert config.ws == "none"
+
+
+@contextmanager
+def joining() -> Iterator[tuple[asyncio.Runner, _Joining, socket.socket, list[object]]]:
+    """A connection of the server's loop, its other end, and what the loop reports of callbacks that failed."""
+    failures: list[object] = []
+    ours, theirs = socket.socketpair()
+    with theirs, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        loop = runner.get_loop()
+        loop.set_exception_handler(lambda _, context: failures.append(context))
+        transport, _ = runner.run(loop.create_connection(asyncio.Protocol, sock=ours))
+        yield runner, _Joining(transport, loop), theirs, failures
+        transport.abort()
+        runner.run(asyncio.sleep(0))
+
+
+def test_a_head_alone_waits_for_a_turn_and_no_longer() -> None:
+    with joining() as (runner, transport, theirs, failures):
+        transport.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        theirs.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            theirs.recv(1)
+        runner.run(asyncio.sleep(0.01))
+        assert theirs.recv(99) == b"HTTP/1.1 200 OK\r\n\r\n"
+    assert failures == []
+
+
+@pytest.mark.parametrize("size", [10, 64 << 10, (64 << 10) + 1, 100_000])
+def test_a_head_comes_before_its_body(size: int) -> None:
+    with joining() as (runner, transport, theirs, failures):
+        for _ in range(2):
+            transport.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            transport.write(b"a" * size)
+            runner.run(asyncio.sleep(0))
+            assert theirs.recv(size + 19, socket.MSG_WAITALL) == b"HTTP/1.1 200 OK\r\n\r\n" + b"a" * size
+    assert failures == []
+
+
+@pytest.mark.parametrize("bodies", [[], [10], [10, 10], [100_000]])
+def test_what_is_written_when_the_connection_is_gone_is_dropped(bodies: list[int]) -> None:
+    with joining() as (runner, transport, theirs, failures):
+        transport._transport.abort()
+        runner.run(asyncio.sleep(0.01))
+        transport.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        for size in bodies:
+            transport.write(b"a" * size)
+        runner.run(asyncio.sleep(0.01))
+        transport.close()
+        assert theirs.recv(99) == b""
+    assert failures == []
+
+
+def test_a_head_that_waits_ends_with_its_connection() -> None:
+    """With a close it is sent before, with an abort it is not."""
+    with joining() as (runner, transport, theirs, failures):
+        transport.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        transport.close()
+        runner.run(asyncio.sleep(0.01))
+        assert theirs.recv(99) == b"HTTP/1.1 200 OK\r\n\r\n"
+    assert failures == []
+    with joining() as (runner, transport, theirs, failures):
+        transport.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        transport.abort()
+        runner.run(asyncio.sleep(0.01))
+        assert theirs.recv(99) == b""
+    assert failures == []
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ _METHODS = "GET, DELETE, POST, PUT, HEAD"
 _CORS = {**CORS, "access-control-allow-methods": _METHODS}
 _VERBS = frozenset({*_METHODS.split(", "), "OPTIONS", "PATCH"})
 _URI_BYTES_MAX = 8 << 10
-_HOSTS_SEEN_MAX = 100
+_HOSTS_SEEN_MAX, _HOST_SEEN_BYTES_MAX = 100, 300
 
 
 class Front:
@@ -72,7 +72,7 @@ class Front:
         answer = _Answer(call, send)
         try:
             response = await self._admit(scope, call)
-            await (response or self._app)(scope, self._watched(scope, call, receive), answer.send)
+            await (response or self._app)(scope, self._watched(scope, call, receive, answer), answer.send)
         except ClientDisconnect:
             answer.status = answer.status or 499
         except HTTPException as e:
@@ -87,7 +87,7 @@ class Front:
         is_web = web.target_of(scope["raw_path"]) is not None
         if path.startswith("/api/") and not is_web:
             call.headers.update(_CORS)
-        self._check_host(call.head.get(b"host", b""))
+        self._check_host(scope, call.head)
         _check_head(scope)
         if not is_web and path not in OPEN_PATHS and b"sec-fetch-site" in call.head:
             _check_page(method, call.head, is_ours=not path.startswith("/api/"))
@@ -100,8 +100,12 @@ class Front:
             await self._identify(call, optional=is_web)
         return None
 
-    def _check_host(self, header: bytes) -> None:
-        """A web page that has rebound its name to our address still sends its own name here. Raises Refusal (403)."""
+    def _check_host(self, scope: Scope, head: Mapping[bytes, bytes]) -> None:
+        """A web page that has rebound its name to our address still sends its own name here. Raises Refusal (400 for
+        several names, of which a proxy before us may have gone by another; 403)."""
+        if len(head) < len(scope["headers"]) and sum(name == b"host" for name, _ in scope["headers"]) > 1:
+            raise Refusal("More than one Host header.")
+        header = head.get(b"host", b"")
         if header in self._hosts_seen:
             return
         host = header.decode("latin-1").lower()
@@ -109,16 +113,18 @@ class Front:
         if name not in self._hosts:
             shown = ascii(name[:100])
             raise Refusal(f"Host {shown} is not a name of this server (they are listed in server.allowed_hosts).", 403)
-        if len(self._hosts_seen) < _HOSTS_SEEN_MAX:
+        if len(self._hosts_seen) < _HOSTS_SEEN_MAX and len(header) <= _HOST_SEEN_BYTES_MAX:
             self._hosts_seen.add(header)
 
-    def _watched(self, scope: Scope, call: Call, receive: Receive) -> Receive:
+    def _watched(self, scope: Scope, call: Call, receive: Receive, answer: _Answer) -> Receive:
         """Receives for a request that was let in. A body may take its time: if keys are withdrawn meanwhile, it is
         asked once more who calls, so that no withdrawn key opens what was begun with it. May raise Refusal (401)."""
         changes = self.authenticator.changes
 
         async def receive_watched() -> Message:
+            answer.is_body_asked_for = True
             message = await receive()
+            answer.has_body_ended = not message.get("more_body")
             if self.authenticator.changes != changes and call.identity is not None:
                 is_web = web.target_of(scope["raw_path"]) is not None
                 call.identity = None
@@ -150,7 +156,7 @@ class Front:
         if status == 503:
             headers["retry-after"] = "1"
         if status == 413:
-            await _answer_early(kind(document, status, {**headers, "connection": "close"}), scope, receive, answer.send)
+            await _answer_early(kind(document, status, {**headers, "connection": "close"}), scope, receive, answer)
         else:
             await kind(document, status, headers)(scope, receive, answer.send)
 
@@ -170,23 +176,22 @@ class Front:
             )
 
 
-async def _answer_early(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+async def _answer_early(response: Response, scope: Scope, receive: Receive, answer: _Answer) -> None:
     """Answer while the body is still coming, and take in and forget some more of it: a caller whose connection were
     cut while it sends would never read the answer."""
 
     async def hold_open(message: Message) -> None:
-        await send({**message, "more_body": True} if message["type"] == "http.response.body" else message)
+        await answer.send({**message, "more_body": True} if message["type"] == "http.response.body" else message)
 
     await response(scope, receive, hold_open)
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_LINGER_S):
-            await _discard(scope, receive)
-    await send({"type": "http.response.body"})
+    if not (answer.has_body_ended or answer.is_body_held_back):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
+                await _discard(receive)
+    await answer.send({"type": "http.response.body"})
 
 
-async def _discard(scope: Scope, receive: Receive) -> None:
-    if any(name == b"expect" for name, _ in scope["headers"]):
-        return  # it waits to be told to send, and has been told not to
+async def _discard(receive: Receive) -> None:
     size = 0
     while size < _LINGER_BYTES:
         message = await receive()
@@ -196,7 +201,11 @@ async def _discard(scope: Scope, receive: Receive) -> None:
 
 
 class _Answer:
-    """Puts our headers on an answer while it is sent, and remembers its status (0: not yet begun)."""
+    """Puts our headers on an answer while it is sent, and remembers its status (0: not yet begun), and how far the body
+    has come that it answers."""
+
+    is_body_asked_for = False
+    has_body_ended = False
 
     def __init__(self, call: Call, send: Send) -> None:
         self.transaction = call.transaction
@@ -204,8 +213,16 @@ class _Answer:
         self._call = call
         self._send = send
 
+    @property
+    def is_body_held_back(self) -> bool:
+        """The caller waits to be told to send it (`Expect: 100-continue`), and has not been. Once it is answered, it
+        may leave it out or not."""
+        return b"expect" in self._call.head and not self.is_body_asked_for
+
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            if self.is_body_held_back:  # nobody could tell then where the next request begins
+                self._call.headers["connection"] = "close"
             self.status = message["status"]
             headers = list(message["headers"])
             own = {name for name, _ in headers}

@@ -1,6 +1,6 @@
 """HTTP on a connection, as uvicorn speaks it, with what it leaves open: bounds on what is kept of a request before
-anybody has looked at it, on how long it may take to come, on how many connections there are; and error documents where
-the parser gives up.
+anybody has looked at it, on how long it may take to come, on how many connections there are; error documents where the
+parser gives up; and bodies of requests that offer another protocol.
 
 It must do next to nothing per chunk: every byte that comes in passes here.
 """
@@ -11,20 +11,19 @@ import asyncio
 import logging
 import os
 import time
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import orjson
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _log = logging.getLogger(__name__)
-_malformed = logging.getLogger(f"{__name__}.malformed")
-_malformed.setLevel(logging.ERROR)
-"""Anybody can send what is no HTTP, as often as they like: uvicorn's warning of each is not for the log."""
 
 HEAD_BYTES_MAX = 64 << 10
 """Request line and headers together; trailers likewise."""
 _TOLD_EVERY_S = 60.0
 _STATUS = b"HTTP/1.1 "
+_JOINED_BYTES_MAX = 64 << 10
 
 
 class Bounded(HttpToolsProtocol):
@@ -43,10 +42,6 @@ class Bounded(HttpToolsProtocol):
     _in_message = False
     _timer: asyncio.TimerHandle | None = None
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.logger = _malformed
-
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(_Joining(transport, self.loop))
         if len(self.connections) > self.connections_max:
@@ -63,7 +58,11 @@ class Bounded(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._advanced = False
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except HttpParserError:  # anybody can send what is none, as often as they like: not for the log
+            self._send_refusal(400, "Bad Request", "This is not HTTP as it should be.")
         self._pending = 0 if self._advanced else self._pending + len(data)
         if self._pending > HEAD_BYTES_MAX and not self.transport.is_closing():
             self._send_refusal(431, "Request Header Fields Too Large", f"more than {HEAD_BYTES_MAX} bytes of headers")
@@ -71,6 +70,28 @@ class Bounded(HttpToolsProtocol):
             self._expect_nothing()
         elif self._advanced or self._timer is None:
             self._expect()
+
+    def _parse(self, data: bytes | memoryview) -> None:
+        """Let the parser have it all. Raises HttpParserError."""
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except HttpParserUpgrade as e:
+                data = memoryview(data)[e.args[0] :]
+                self._decline_upgrade()
+
+    def _decline_upgrade(self) -> None:
+        """Behind a head that offers another protocol (h2c, say, as Java's client does) the parser goes on with the next
+        request, whatever the head says of a body. We go on with HTTP/1.1, so that there a body is what it is elsewhere:
+        a new parser is told the head once more, without the offer. What that parser makes of it is known already, and
+        the methods below pass over it (it is within a message, and not within its head)."""
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+        self.parser = HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+        # by POST: CONNECT would be an offer by itself
+        self.parser.feed_data(b"POST / HTTP/%b\r\n%b\r\n" % (version, b"".join(lines)))
 
     def _expect(self) -> None:
         """Something has to come of this connection before long."""
@@ -102,6 +123,8 @@ class Bounded(HttpToolsProtocol):
             )
 
     def on_message_begin(self) -> None:
+        if self._in_message:  # told once more
+            return
         self._advanced = self._in_head = self._in_message = True
         super().on_message_begin()
 
@@ -110,6 +133,8 @@ class Bounded(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if not self._in_head:
+            return
         self._advanced, self._in_head = True, False
         super().on_headers_complete()
 
@@ -118,11 +143,10 @@ class Bounded(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():  # it takes the head for the whole of it
+            return
         self._advanced, self._in_message = True, False
         super().on_message_complete()
-
-    def send_400_response(self, msg: str) -> None:
-        self._send_refusal(400, "Bad Request", "This is not HTTP as it should be.")
 
     def _send_refusal(self, status: int, phrase: str, why: str, headers: str = "") -> None:
         """Answer, unless another answer is being sent or has to come first, and close."""
@@ -139,28 +163,32 @@ class Bounded(HttpToolsProtocol):
 
 
 class _Joining(asyncio.Transport):
-    """A connection on which the head of an answer waits for what follows it, but not beyond this turn of the loop: the
-    two make one packet, and wake the client up once."""
+    """A connection on which the head of an answer waits for what follows it, but not beyond the loop's next turn: the
+    two make one packet, and wake the client up once. What is written behind its end is dropped: uvloop would raise, and
+    of several requests that wait on a connection only the last is told of its end."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
         self._loop = loop
         self._head = b""
-        for name in ("is_closing", "get_extra_info", "set_protocol", "pause_reading", "resume_reading", "is_reading"):
+        for name in ("is_closing", "get_extra_info", "pause_reading", "resume_reading", "is_reading"):
             setattr(self, name, getattr(transport, name))
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        if self._head:
+        if len(data) > _JOINED_BYTES_MAX:
+            self._send_head()
+        elif self._head:
             self._head, data = b"", self._head + data
         elif bytes(data[: len(_STATUS)]) == _STATUS:
             self._head = bytes(data)
             self._loop.call_soon(self._send_head)
             return
-        self._transport.write(data)
+        if not self._transport.is_closing():
+            self._transport.write(data)
 
     def _send_head(self) -> None:
-        if self._head:
-            self._head, head = b"", self._head
+        self._head, head = b"", self._head
+        if head and not self._transport.is_closing():
             self._transport.write(head)
 
     def close(self) -> None:
@@ -168,6 +196,7 @@ class _Joining(asyncio.Transport):
         self._transport.close()
 
     def abort(self) -> None:
+        self._head = b""
         self._transport.abort()
 
 
