@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -227,6 +228,9 @@ def test_an_event_becomes_a_chain(lab: Lab) -> None:
     assert "└── lab/heavy  succeeded" in text
     [logs] = lab.json("activations", "logs", shown["steps"][0]["activationId"])
     assert logs["logs"][0].endswith("stdout: doubling 20")
+    ran = lab("activations", "logs", chain["activationId"])
+    assert re.fullmatch(r"lab/double: \S+ +stdout: doubling 20\n", ran.out)
+    assert (ran.code, ran.err) == (0, "")
 
 
 def test_what_failed_says_why(lab: Lab) -> None:
@@ -281,6 +285,9 @@ def test_follow(lab: Lab) -> None:
     lab.send("lab.wait")
     running = wait_for(lambda: lab.json("activations", "list", "--action", "lab/wait", "--state", "running,handed"))
     id = running[0]["activationId"]
+    assert id in [a["activationId"] for a in lab.json("activations", "list", "--state", "unfinished")]
+    ran = lab("activations", "logs", id)
+    assert (ran.code, ran.out, ran.err) == (0, "", "still under way: logs come with its end\n")
     assert lab("activations", "cancel", id).out.startswith(f"{id}: ")
     ran = lab("activations", "show", "--follow", id)
     assert ran.code == 1

@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     from eventmill.cli.client import Client
 
 PATH = "/eventmill/v1/activations"
-STATES = ("pending", "handed", "accepted", "running", "succeeded", "failed", "cancelled")
+UNDER_WAY = ("pending", "handed", "accepted", "running")
+STATES = (*UNDER_WAY, "succeeded", "failed", "cancelled")
 FINAL = frozenset({"succeeded", "failed", "cancelled"})
+WITH_STEPS = frozenset({"sequence", "map", "conductor"})
+UNFINISHED = "unfinished"
+"""A word for all states of what is under way."""
 
 _AGO = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)\Z")
 _AGO_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -27,6 +31,8 @@ _ERRORS_MAX = 50
 _PREFIX_MIN = 12
 _PREFIX_AMONG = 200
 """A part of an id is looked for among so many activations, the newest."""
+_NAMED_MAX = 5
+"""Activations that are named where a part of an id may mean several."""
 _FOLLOW_S = 60
 """How long one request waits for the end of an activation."""
 
@@ -39,7 +45,11 @@ app = typer.Typer(
 
 Id = Annotated[
     str,
-    typer.Argument(metavar="ID", help="Id of the activation: 32 hex digits, or the first 12 or more of a recent one."),
+    typer.Argument(
+        metavar="ID",
+        help="Id of the activation: 32 hex digits, or of a recent one enough of its digits to tell it apart "
+        "(12 or more).",
+    ),
 ]
 
 
@@ -62,12 +72,17 @@ def milliseconds(text: str, now_ms: int) -> int:
     "list",
     epilog=closing(
         "eventmill activations list --state failed --since 2h",
+        "eventmill activations list --state unfinished",
         "eventmill activations list --action beamtime/inspect --limit 200 --json",
     ),
 )
 def list_(
     state: Annotated[
-        str | None, typer.Option("--state", help=f"Only in this state, or these (a,b): {', '.join(STATES)}.")
+        str | None,
+        typer.Option(
+            "--state",
+            help=f"Only in this state, or these (a,b): {', '.join(STATES)}; {UNFINISHED} is all that is under way.",
+        ),
     ] = None,
     action: Annotated[str | None, typer.Option("--action", help="Only of this action: name or package/name.")] = None,
     since: Annotated[
@@ -83,11 +98,10 @@ def list_(
     from eventmill.cli import output
     from eventmill.cli.client import Client, target
 
-    if state is not None and not set(state.split(",")) <= set(STATES):
-        raise InvalidInput(f"--state {state}: write one or several (a,b) of {', '.join(STATES)}")
+    states = None if state is None else _states(state)
     since_ms = None if since is None else milliseconds(since, int(1000 * time.time()))
     with Client(target(url, key, data_dir)) as client:
-        found = list(client.pages(PATH, limit, state=state, name=action, since=since_ms))
+        found = list(client.pages(PATH, limit, state=states, name=action, since=since_ms))
         if json:
             output.json_lines(found)
             return
@@ -110,6 +124,14 @@ def list_(
         output.table([*columns, "error"], rows, "")
     else:
         output.table(columns, [row[:-1] for row in rows], "no activations")
+
+
+def _states(text: str) -> str:
+    """What `--state` says, in the API's words. Raises InvalidInput."""
+    named = text.split(",")
+    if not set(named) <= {*STATES, UNFINISHED}:
+        raise InvalidInput(f"--state {text}: write one or several (a,b) of {', '.join((*STATES, UNFINISHED))}")
+    return ",".join(",".join(UNDER_WAY) if name == UNFINISHED else name for name in named)
 
 
 def _errors(client: Client, found: list[Any]) -> dict[str, str]:
@@ -167,17 +189,36 @@ def logs(
     data_dir: options.DataDir = None,
     json: options.Json = False,
 ) -> None:
-    """Print what it has written to stdout and stderr."""
+    """Print what it has written to stdout and stderr.
+
+    Of a sequence, map or conductor: what its steps have written, each line with the step's name in front (with --json
+    its own logs, which are the ids of its steps).
+    """
     from eventmill.cli import output
     from eventmill.cli.client import Client, target
 
     with Client(target(url, key, data_dir)) as client:
-        lines = client.get(f"{PATH}/{_whole(client, id)}")["logs"]
-    if json:
-        output.json_line({"logs": lines})
+        shown = client.get(f"{PATH}/{_whole(client, id)}")
+        if json:
+            output.json_line({"logs": shown["logs"]})
+            return
+        for line in _logs(client, shown):
+            output.line(line)
+    if shown["state"] not in FINAL:
+        output.note("still under way: logs come with its end")
+
+
+def _logs(client: Client, shown: Mapping[str, Any], name: str = "") -> Iterator[str]:
+    """What it has written; of what has steps what they have, with their names. Each step is one request."""
+    from eventmill.cli import output
+
+    steps = shown.get("steps")
+    if not steps:
+        yield from (f"{name}: {line}" if name else line for line in shown["logs"])
         return
-    for line in lines:
-        output.line(line)
+    for step in steps:
+        whole = client.get(f"{PATH}/{step['activationId']}")
+        yield from _logs(client, whole, output.local(step["action"]))
 
 
 @app.command(epilog=closing("eventmill activations replay 0123456789abcdef0123456789abcdef"))
@@ -227,14 +268,24 @@ def _whole(client: Client, text: str) -> str:
         return text
     if not re.fullmatch(rf"[0-9a-f]{{{_PREFIX_MIN},31}}", text):
         raise InvalidInput(
-            f"'{text}' is no id of an activation: 32 hex digits, as `activations list` shows them, or the first "
-            f"{_PREFIX_MIN} or more of a recent one"
+            f"'{text}' is no id of an activation: 32 hex digits, as `activations list` shows them, or of a recent one "
+            f"enough of its digits to tell it apart ({_PREFIX_MIN} or more)"
         )
-    found = [a["activationId"] for a in client.pages(PATH, _PREFIX_AMONG) if a["activationId"].startswith(text)]
-    if len(found) != 1:
-        what = "several" if found else "none"
-        raise InvalidInput(f"'{text}': {what} of the last {_PREFIX_AMONG} activations begins so: write the whole id")
-    return str(found[0])
+    found = [a for a in client.pages(PATH, _PREFIX_AMONG) if a["activationId"].startswith(text)]
+    if not found:
+        raise InvalidInput(f"'{text}': none of the last {_PREFIX_AMONG} activations begins so: write the whole id")
+    if len(found) > 1:
+        raise InvalidInput(_ambiguous(text, found))
+    return str(found[0]["activationId"])
+
+
+def _ambiguous(text: str, found: list[Any]) -> str:
+    from eventmill.cli import output
+
+    named = [f"{a['activationId']}  {output.local(a['action'])}  {a['state']}" for a in found[:_NAMED_MAX]]
+    more = len(found) - len(named)
+    lines = [f"'{text}': {len(found)} of the last {_PREFIX_AMONG} activations begin so: write more digits", *named]
+    return "\n  ".join([*lines, f"and {more} more"] if more else lines)
 
 
 def _followed(client: Client, id: str) -> Any:
@@ -311,7 +362,7 @@ def _tree(client: Client, shown: Mapping[str, Any]) -> Any:
     def grow(branch: Tree, steps: list[Mapping[str, Any]]) -> None:
         for step in steps:
             below = branch.add(Text(_label(step)))
-            if step.get("category") in ("sequence", "map", "conductor"):
+            if step.get("category") in WITH_STEPS:
                 grow(below, client.get(f"{PATH}/{step['activationId']}").get("steps", []))
 
     grow(tree, shown["steps"])
