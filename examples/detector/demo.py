@@ -336,8 +336,8 @@ def _table(demo: Demo) -> Table:
         subject, result = line["params"]["subject"], line["result"]
         row = [
             subject.rsplit("/", 1)[1],
-            line["cause"]["id"][:8],
-            id[:8],
+            line["cause"]["id"][:12],
+            id[:12],
             f"{_latency_ms(demo, line):.1f} ms",
             str(result.get("frames")),
         ]

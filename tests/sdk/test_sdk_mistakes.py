@@ -23,6 +23,11 @@ def register(result): ...
 """Six lines: the mistakes below begin on the seventh."""
 
 MISTAKES = {
+    "relative glob": (
+        "mill.on(files.written('raw/*.h5'), inspect)",
+        7,
+        "names of files begin with '/', and 'raw/*.h5' doesn't",
+    ),
     "unknown unit": ('@mill.function(timeout="30 sec")\ndef f(e): ...', 7, "unknown unit 'sec'"),
     "size without a unit": ("@mill.function(memory=256)\ndef f(e): ...", 7, "write a number and a unit"),
     "timeout of nothing": ("@mill.function(timeout=0)\ndef f(e): ...", 7, "longer than nothing"),

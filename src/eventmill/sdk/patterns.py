@@ -37,6 +37,10 @@ class Own(str):
     """A subject in the namespace that the flow is deployed to: `package/name`, completed by `pack`."""
 
 
+_BEGINNINGS = ("/", "*", "?", "[")
+"""What a glob over names of files can begin with."""
+
+
 class _Storage:
     """The pattern helpers of one or all storage systems."""
 
@@ -50,6 +54,9 @@ class _Storage:
         """
         if not globs:
             raise FlowError('written() needs at least one glob, such as "/exfel/**/raw/*.h5"')
+        for glob in globs:
+            if isinstance(glob, str) and glob[:1] not in _BEGINNINGS:
+                raise FlowError(f"names of files begin with '/', and {glob!r} doesn't: it would never match")
         return _pattern(self._written, [_glob(glob) for glob in globs], data)
 
 
