@@ -39,11 +39,24 @@ async def is_written(w: World, id: str) -> bool:
     return id in await w.store.transact(lambda tx: tx.activations.get_many([id]))
 
 
+async def until_written(w: World, *ids: str) -> None:
+    for id in ids:
+        while not await is_written(w, id):
+            await w.quiet()
+
+
 def end(w: World, id: str) -> None:
     (attempt,) = [a for a in w.functions.calls if a.activation == id]
     w.functions.report(w.functions.end(attempt))
 
 
+@pytest.fixture
+def never_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has no row gets none before its end."""
+    monkeypatch.setattr(engine_module, "_UNRECORDED_S", 60.0)
+
+
+@pytest.mark.usefixtures("never_late")
 def test_a_call_is_written_with_its_end(tmp_path: Path) -> None:
     async def body() -> None:
         async with world(tmp_path, {"f": same}) as w:
@@ -68,9 +81,9 @@ def test_a_call_that_takes_longer_is_seen_while_it_runs(tmp_path: Path) -> None:
             await w.action("f")
             w.functions.hold.add("f")
             (first, id), (second, other) = await begun(w), await begun(w)
-            await asyncio.sleep(0.2)
-            assert [row.state for row in await w.rows()] == [State.HANDED] * 2
+            await until_written(w, id, other)
             assert not w.engine._flight.unrecorded
+            assert [row.state for row in await w.rows()] == [State.HANDED] * 2
             end(w, id)
             end(w, other)
             assert [(await call).state for call in (first, second)] == [State.SUCCEEDED] * 2
@@ -229,6 +242,7 @@ class Disk:
         return self.syncs[-1]
 
 
+@pytest.mark.usefixtures("never_late")
 @pytest.mark.parametrize("is_written_meanwhile", [False, True])
 def test_an_end_does_not_overtake_its_beginning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_written_meanwhile: bool
@@ -249,12 +263,14 @@ def test_an_end_does_not_overtake_its_beginning(
                 end(w, one)
                 await asyncio.sleep(0.01)
                 w.functions.report(Accepted(activation=two, attempt=1, handle="there#1"))
-                await asyncio.sleep(0.2 if is_written_meanwhile else 0.01)
+                await asyncio.sleep(0.01)
+                if is_written_meanwhile:
+                    await w.engine._inbox.request(w.engine._write_calls)
                 (attempt,) = [a for a in w.functions.calls if a.activation == two]
                 ended = replace(w.functions.end(attempt), handle="there#1")
                 w.functions.report(ended, *([] if is_written_meanwhile else [w.functions.end(other)]))
-                await asyncio.sleep(0.05)
-                assert ((await w.row(two)).state, (await w.row(two)).handle) == (State.SUCCEEDED, "there#1")
+                await until_written(w, two)
+                assert [(row.state, row.handle) for row in await w.until_final(two)] == [(State.SUCCEEDED, "there#1")]
                 for sync in disk.syncs:
                     sync.set_result(None)
             assert [(await call).state for call in (first, second)] == [State.SUCCEEDED] * 2
@@ -262,6 +278,7 @@ def test_an_end_does_not_overtake_its_beginning(
     run(body)
 
 
+@pytest.mark.usefixtures("never_late")
 def test_what_has_ended_when_a_server_stops_does_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def body() -> None:
         async with world(tmp_path, {"f": same}) as w:
@@ -297,6 +314,7 @@ def test_who_waits_for_a_server_that_can_record_nothing_is_told_so(
             end(w, id)
             with pytest.raises(Unavailable, match=r"nothing can be recorded: .*full"):
                 await asyncio.wait_for(call, 5)
+            assert len(w.engine._inbox._work.requests) <= 2
             w.store._driver.execute("PRAGMA max_page_count=1000000000")
             while not w.finished:  # there is room again
                 await w.quiet()
@@ -305,6 +323,7 @@ def test_who_waits_for_a_server_that_can_record_nothing_is_told_so(
     run(body)
 
 
+@pytest.mark.usefixtures("never_late")
 def test_a_revision_that_a_call_runs_is_not_forgotten(tmp_path: Path) -> None:
     async def body() -> None:
         async with world(tmp_path, {"f": same}) as w:
@@ -338,9 +357,25 @@ def test_what_has_no_revision_any_more_fails(tmp_path: Path) -> None:
             assert (row.state, row.status) == (State.FAILED, Status.INTERNAL_ERROR)
             assert w.engine.problem is None
 
+            await w.action("g")
+            w.functions.functions["g"] = same
+            w.functions.hold.add("g")
+            call, id = await begun(w, "g")
+            await w.action("chain", "sequence", components=["g"])
+            chain = await w.engine.invoke("ns/chain", {})
+            step = next(row for row in await w.rows() if row.parent == chain.id)
+            await w.action("g", retries=1)
+            await w.store.transact(lambda tx: tx.entities.forget_revisions([step.revision]))
+            end(w, id)
+            await call
+            (row,) = await w.until_final(chain.id)
+            assert row.state is State.FAILED
+            assert w.engine.problem is None
+
     run(body)
 
 
+@pytest.mark.usefixtures("never_late")
 def test_what_ends_while_the_disk_is_busy_is_written_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def body() -> None:
         async with world(tmp_path, {"f": same, "g": same}) as w:

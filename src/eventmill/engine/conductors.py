@@ -17,6 +17,7 @@ import orjson
 
 from eventmill.engine import decide, steps
 from eventmill.entities import Action, Activation, Category, State, Status, ids
+from eventmill.errors import NotFound
 
 if TYPE_CHECKING:
     from eventmill.engine.turn import Turn
@@ -53,7 +54,12 @@ def again(turn: Turn, action: Action, row: Activation) -> None:
 
 def is_own_call(turn: Turn, row: Activation) -> bool:
     """Whether this is a conductor's call of its own code: a part of it, of whose end nobody else is told."""
-    return row.parent is not None and turn.book.revision(turn.tx, row.revision).category is not row.category
+    if row.parent is None:
+        return False
+    try:
+        return turn.book.revision(turn.tx, row.revision).category is not row.category
+    except NotFound:  # it is gone, and decides nothing any more
+        return False
 
 
 def step_ended(turn: Turn, parent: Activation, step: Activation) -> None:

@@ -471,7 +471,7 @@ class Engine:
         return turn
 
     def _hand_over(self, turn: Turn) -> None:
-        """After the commit: what the outside has to do."""
+        """After the commit: what the outside has to do, and what is under way now."""
         attempts: dict[str, list[Attempt]] = {}
         for activation, action, chain in turn.handed.values():
             executor = self._queues.executor(activation.queue)
@@ -499,7 +499,7 @@ class Engine:
         unrecorded = self._flight.unrecorded
         late = self._seen_unrecorded & unrecorded.keys()
         self._seen_unrecorded = set(unrecorded)
-        if late:
+        if late and not self._trouble:
             self._inbox.request(partial(Turn.fetch, wanted=late), own=True)
         if unrecorded:
             self._recording = asyncio.get_running_loop().call_later(_UNRECORDED_S, self._record_late)

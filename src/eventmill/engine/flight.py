@@ -1,7 +1,8 @@
 """What the engine keeps in memory: a few numbers per queue, so that what waits on disk costs nothing.
 
 A queue is whose turn an activation waits for: an action's (functions) or a batch system's (jobs). Only the next few of
-each are handed over; the rest wait on disk in the order in which they came. All of it can be rebuilt from the store.
+each are handed over; the rest wait on disk in the order in which they came. All of it can be rebuilt from the store,
+but for calls that have no row yet (`unrecorded`), of which there are no more than the queues let through.
 
 A turn reads it, collects what it changes in `Changes`, and these are applied after its commit: a turn that is rolled
 back has changed nothing. It looks only at queues in which something has changed, so that very many that wait cost

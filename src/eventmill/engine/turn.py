@@ -100,8 +100,9 @@ class Turn:
     _changed: dict[str, State] = field(default_factory=dict)
     """Rows to be written, with the state that the store has."""
     _maps: dict[str, MapState] = field(default_factory=dict)
-    _put_off: list[str] = field(default_factory=list)
     _pinned: dict[str, Activation] = field(default_factory=dict)
+    _put_off: list[str] = field(default_factory=list)
+    """New rows that are not to be written if they are handed over."""
     _steps_ended: deque[Activation] = field(default_factory=deque)
     _events: list[bytes] = field(default_factory=list)
 
@@ -329,8 +330,8 @@ class Turn:
         kind: str = "activation",
         on_error: bool = True,
     ) -> None:
-        """An activation's end: recorded, told to the log, and, by `settle`, passed on to its chain. One that has ended
-        stays as it is."""
+        """An activation's end: recorded, told to the log if somebody asks for it, and, by `settle`, passed on to its
+        chain. One that has ended stays as it is."""
         if row.state.final:
             return
         self.changed(row)

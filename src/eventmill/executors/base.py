@@ -136,7 +136,8 @@ class Executor(ABC):
 
     @abstractmethod
     def submit(self, attempts: Sequence[Attempt]) -> None:
-        """Take these attempts, in order. Submitting one that is under way already is harmless."""
+        """Take these attempts, in order. Submitting one that is under way already is harmless. What there is to say of
+        them comes by `reports`, never from inside of this."""
 
     @abstractmethod
     def release(self, handles: Sequence[str]) -> None:
