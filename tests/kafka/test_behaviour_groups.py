@@ -258,6 +258,46 @@ def test_a_topic_about_which_kafka_has_no_answer_holds_up_no_other(
     run(body)
 
 
+@both
+def test_partitions_that_went_while_reading_was_paused_are_read_when_they_come_back(
+    protocol: str, broker: Broker, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(consumer_module, "PAUSE_AFTER_S", 0.1)
+    monkeypatch.setattr(consumer_module, "IN_HAND_S", 0.1)
+    caplog.set_level(logging.INFO)
+
+    async def body() -> None:
+        broker.create_topic(name, 4)
+        given = settings(broker, {"name": name, "start": "earliest"}, group=name, protocol=protocol)
+        store = SqliteStore.open(tmp_path / "store.db")
+        async with reading(store, given) as first:
+            await first.until_assigned(5)
+            first.going.clear()
+            sent: list[bytes] = []
+
+            def is_paused() -> bool:
+                sent.extend(new := numbered(len(sent)))
+                broker.produce(name, new)
+                return "reading is paused: the engine is busy with what it has" in caplog.messages
+
+            await first.until(is_paused, "a pause")
+            async with reading(store, given) as second:
+                await second.until(lambda: second.terms, "a partition that the first gives up")
+                first.going.set()
+                sent += (new := numbered(*range(len(sent), len(sent) + 40)))
+                broker.produce(name, new)
+                await first.until_read(sent)
+                came = len(first.terms)
+            await first.until_assigned(came + len(second.terms))
+            sent += (new := numbered(*range(len(sent), len(sent) + 40)))
+            broker.produce(name, new)
+            await first.until_read(sent)
+        store.close()
+
+    run(body)
+
+
 # what is in hand
 
 
@@ -283,6 +323,9 @@ def test_a_clean_stop_commits_what_was_dealt_with(broker: Broker, name: str, tmp
             for n in range(5):
                 broker.produce(name, numbered(n))
                 await r.until_read(numbered(*range(n + 1)))
+            # while the group deals partitions anew it refuses what is committed: our own topic is the last to be found
+            await r.until_assigned(2)
+            await r.until(lambda: sum(len(batch.values) for batch in r.batches) == 5, "all to be dealt with")
             last = r.batches[-1]
             assert r.backbone._reader is not None
             r.backbone._reader.dealt(replace(last, partition=replace(last.partition, epoch=0), position=99))

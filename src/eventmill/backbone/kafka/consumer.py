@@ -481,7 +481,10 @@ class Reader:
             self._dealt.pop(key, None)
             self._unread.pop(key, None)
         self._kept = [message for message in self._kept if _key(message) not in ours]
-        consumer.incremental_unassign([TopicPartition(*key) for key in ours if not self._aside.pop(key, None)])
+        left = [TopicPartition(*key) for key in ours if not self._aside.pop(key, None)]
+        if self._paused:
+            consumer.resume(left)  # a partition that went while it was paused would still be when it comes back
+        consumer.incremental_unassign(left)
         self._taken_at = 0
 
     # the log under our position is another one
