@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +236,7 @@ class Disk:
         self.syncs: list[asyncio.Future[None]] = []
         monkeypatch.setattr(w.store, "synced", self._synced)
 
-    def _synced(self) -> asyncio.Future[None]:
+    def _synced(self, *, is_busy: bool) -> asyncio.Future[None]:
         self.syncs.append(asyncio.get_running_loop().create_future())
         return self.syncs[-1]
 
@@ -267,7 +266,7 @@ def test_an_end_does_not_overtake_its_beginning(
                 if is_written_meanwhile:
                     await w.engine._inbox.request(w.engine._write_calls)
                 (attempt,) = [a for a in w.functions.calls if a.activation == two]
-                ended = replace(w.functions.end(attempt), handle="there#1")
+                ended = w.functions.end(attempt)._replace(handle="there#1")
                 w.functions.report(ended, *([] if is_written_meanwhile else [w.functions.end(other)]))
                 await until_written(w, two)
                 assert [(row.state, row.handle) for row in await w.until_final(two)] == [(State.SUCCEEDED, "there#1")]

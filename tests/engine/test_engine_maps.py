@@ -6,7 +6,6 @@ import asyncio
 import gc
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +129,7 @@ def test_results_over_several_lines_stay_one_line_each(tmp_path: Path) -> None:
             row = await w.engine.invoke("ns/each", {"items": list(range(20))})
             await w.quiet()
             result = b'{\n "v":\r\n "a\\nb"}'
-            w.functions.report(*(replace(w.functions.end(a), result=result) for a in w.functions.calls))
+            w.functions.report(*(w.functions.end(a)._replace(result=result) for a in w.functions.calls))
             await w.until_finished(21)
             assert list(results(result_of(await w.row(row.id)))) == [{"v": "a\nb"}] * 20
 

@@ -10,7 +10,7 @@ import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +185,7 @@ def test_what_an_event_says_of_its_trace_is_sent_only_if_it_is_one() -> None:
     service, trace = Service(), f"00-{'1' * 32}-{'2' * 16}-01"
     ends = called(
         service,
-        *(lambda text=text: replace(service.attempt(EVENT), traceparent=text) for text in ("é", "x\r\ny", trace)),
+        *(lambda text=text: service.attempt(EVENT)._replace(traceparent=text) for text in ("é", "x\r\ny", trace)),
     )  # fmt: skip
     assert [end.status for end in ends] == [Status.SUCCESS] * 3
     assert sorted(headers.get("traceparent", "") for headers, _ in service.received) == ["", "", trace]

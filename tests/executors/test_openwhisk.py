@@ -384,7 +384,7 @@ def test_callers_share_no_process(own: Target) -> None:
         action = library.text(source, **SMALL)
         async with driving(own.executor(library)) as driver:
             for who in ("a", "b"):
-                (end,) = await driver.run(replace(attempt(action, {"who": who}), caller=who))
+                (end,) = await driver.run(attempt(action, {"who": who})._replace(caller=who))
                 assert value(end) == {"seen": [who]}
 
     asyncio.run(work())

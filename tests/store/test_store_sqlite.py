@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from sqlalchemy import text
 from eventmill.entities import Activation, Category, MapState, State, Status, ids
 from eventmill.errors import IllegalTransition, InvalidConfig, LostPartition, NotFound, Unavailable
 from eventmill.store import DeadLetter, SqliteStore, Stored, Tx, schema
+from eventmill.store import sync as sync_module
 from eventmill.store.sync import Disk, Kernel, Sync, Thread
 
 
@@ -425,6 +427,84 @@ def test_a_failed_sync_fails_for_those_who_asked_meanwhile_too(tmp_path: Path, m
         answers = await asyncio.gather(first, store.durable(), return_exceptions=True)
         assert [type(a) for a in answers] == [Unavailable, Unavailable]
         assert len(calls) == 1
+
+    with_store(tmp_path, body)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, sync: Callable[[int], None] = os.fdatasync) -> list[int]:
+    """Counts the syncs of the event loop itself."""
+    calls: list[int] = []
+
+    def fdatasync(fd: int) -> None:
+        calls.append(fd)
+        sync(fd)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    return calls
+
+
+def test_a_loop_that_is_not_busy_syncs_itself_as_long_as_the_disk_is_quick(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s, takes_s = [0.0], [0.0]
+
+    def fdatasync(fd: int) -> None:
+        now_s[0] += takes_s[0]
+
+    async def body(store: SqliteStore) -> None:
+        async def sync(*, is_busy: bool = False) -> int:
+            await store.transact(lambda tx: tx.emit([b"x"], 1))
+            await store.synced(is_busy=is_busy)
+            return len(calls)
+
+        calls = counted(monkeypatch, fdatasync)
+        monkeypatch.setattr(sync_module, "time", SimpleNamespace(perf_counter=lambda: now_s[0]))
+        assert await sync() == 0  # the first one shows how quick the disk is
+        assert await sync() == 1
+        assert await sync(is_busy=True) == 1
+        takes_s[0] = 0.01
+        assert await sync() == 2
+        assert await sync() == 2
+        assert await sync() == 3
+        await store.durable()
+        await asyncio.gather(*(store.synced(is_busy=False) for _ in range(5)))
+        assert len(calls) == 4
+
+    with_store(tmp_path, body)
+
+
+def test_a_loop_that_syncs_itself_finds_a_disk_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(fd: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    async def body(store: SqliteStore) -> None:
+        await store.durable()
+        monkeypatch.setattr(sync_module, "_QUICK_S", 10.0)
+        calls = counted(monkeypatch, broken)
+        asked = [store.synced(is_busy=False), store.synced(is_busy=True)]
+        assert [str(e) for e in await asyncio.gather(*asked, return_exceptions=True)] == [
+            "disk: [Errno 5] Input/output error"
+        ] * 2
+        with pytest.raises(Unavailable, match="restart"):
+            await store.synced(is_busy=False)
+        assert len(calls) == 1
+
+    with_store(tmp_path, body)
+
+
+def test_closing_does_what_a_loop_was_about_to_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(store: SqliteStore) -> None:
+        await store.durable()
+        monkeypatch.setattr(sync_module, "_QUICK_S", 10.0)
+        calls = counted(monkeypatch)
+        asked = store.synced(is_busy=False)
+        assert not calls
+        store._sync.close()
+        assert len(calls) == 1
+        await asyncio.sleep(0.01)
+        assert len(calls) == 1
+        assert str(asked.exception()) == "the store is closed"
+        store._sync = Sync(store._wal.file)
 
     with_store(tmp_path, body)
 

@@ -90,7 +90,8 @@ def named_entity(request: Request) -> tuple[str, str]:
 
 def _entity_name(request: Request) -> str:
     parts = request.path_params
-    return "/".join(names.check_name(parts[part]) for part in ("package", "name") if part in parts)
+    package = f"{names.check_name(parts['package'])}/" if "package" in parts else ""
+    return package + names.check_name(parts["name"])
 
 
 SOURCES = "/namespaces/{}/"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,7 @@ from eventmill.api.errors import Refusal, malformed
 
 NAME_LENGTH_MAX = 256
 _NAME = re.compile(r"([\w]|[\w][\w@ .&-]{0,254}[\w@.&-])\Z", re.ASCII)
+_KEPT_MAX = 1024
 _ACTIVATION = re.compile(r"[0-9a-f]{32}\Z")
 _TOO_SHORT = (
     "requirement failed: The fully qualified name of the entity must contain at least the namespace and the name of "
@@ -17,6 +19,7 @@ _TOO_SHORT = (
 )
 
 
+@functools.lru_cache(maxsize=_KEPT_MAX)
 def check_name(name: str) -> str:
     """The name of an entity, if it is one."""
     if len(name) > NAME_LENGTH_MAX:
@@ -30,6 +33,7 @@ def is_name(text: str) -> bool:
     return _NAME.match(text) is not None
 
 
+@functools.lru_cache(maxsize=_KEPT_MAX)
 def check_namespace(name: str) -> str:
     if len(name) > NAME_LENGTH_MAX:
         raise Refusal(f"Namespace longer than allowed: {len(name)} > {NAME_LENGTH_MAX}.")

@@ -121,7 +121,13 @@ def _parsed(query: bytes) -> QueryParams:
 
 def flag(request: Request, name: str, default: bool = False) -> bool:
     """A query value that is true or false."""
-    value = next(iter(query_of(request).getlist(name)), "")
+    query = request.scope["query_string"]
+    return (_flag if len(query) <= _QUERY_BYTES_KEPT else _flag.__wrapped__)(query, name, default)
+
+
+@functools.lru_cache(maxsize=256)
+def _flag(query: bytes, name: str, default: bool) -> bool:
+    value = next(iter(QueryParams(query).getlist(name)), "")
     if not value:
         return default
     if value.lower() in _TRUE | _FALSE:

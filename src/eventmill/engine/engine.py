@@ -68,8 +68,8 @@ class Engine:
         self._executors = dict(executors)
         self._settings = settings
         self._queues = Queues(self._executors, settings)
-        self._inbox = Inbox()
         self._flight = Flight(self._window)
+        self._inbox = Inbox(self._is_crowded)
         self._joiner = Joiner(
             store,
             self.files,
@@ -534,7 +534,7 @@ class Engine:
         """After the commit: those who wait for ends."""
         if turn.finished:
             reached("recorded")
-        synced = self._listeners.tell(turn.finished, turn.unawaited, turn.letters)
+        synced = self._listeners.tell(turn.finished, turn.unawaited, turn.letters, is_busy=self._is_crowded())
         if synced is not None and self._syncing is None:
             self._syncing = synced
             synced.add_done_callback(self._synced)
@@ -572,6 +572,10 @@ class Engine:
             self._timer = asyncio.get_running_loop().call_later(delay, self._inbox.wake)
 
     # queues
+
+    def _is_crowded(self) -> bool:
+        """More than one activation is under way."""
+        return len(self._flight) > 1
 
     def _window(self, queue: str) -> int:
         return 0 if self._draining else self._queues.window(queue)

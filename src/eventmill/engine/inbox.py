@@ -81,9 +81,10 @@ class Work:
 
 
 class Inbox:
-    """One taker."""
+    """One taker. `is_crowded`: whether there are several whose calls or reports may come at the same time."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_crowded: Callable[[], bool] = lambda: True) -> None:
+        self._is_crowded = is_crowded
         self._work = Work()
         self._done: list[asyncio.Future[None]] = []
         self._arrived = asyncio.Event()
@@ -127,12 +128,13 @@ class Inbox:
         empty.
 
         A turn costs about as much as what four calls do in it. So as long as each pass of the loop, which hears all
-        sockets and pipes once, brings more, the next pass is waited for.
+        sockets and pipes once, brings more, the next pass is waited for, if there is anybody who may bring it.
         """
         if not self.closed:
+            is_alone = not (self._arrived.is_set() or self._is_crowded())
             await self._arrived.wait()
             seen = -1
-            for _ in range(_PASSES_MAX):
+            for _ in range(0 if is_alone else _PASSES_MAX):
                 await asyncio.sleep(0)
                 if self._arrivals == seen:
                     break

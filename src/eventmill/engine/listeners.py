@@ -48,15 +48,15 @@ class Listeners:
             self._followers.remove(queue)
 
     def tell(
-        self, finished: list[Activation], unawaited: Iterable[Activation], letters: list[DeadLetter]
+        self, finished: list[Activation], unawaited: Iterable[Activation], letters: list[DeadLetter], *, is_busy: bool
     ) -> asyncio.Future[None] | None:
         """What a turn has committed. `unawaited`: activations whose callers are told, though they go on. Returns what
-        callers wait for until then, if there are any: that it is durable."""
+        callers wait for until then, if there are any: that it is durable. `is_busy`: see `Store.synced`."""
         synced = None
         told = (*finished, *unawaited)
         ends = [(waiter, row) for row in told if (waiter := self._waiters.pop(row.id, None)) is not None]
         if ends:  # as soon as it is durable: who waits should not have to ask for that first
-            synced = self._store.synced()
+            synced = self._store.synced(is_busy=is_busy)
             synced.add_done_callback(partial(_tell, ends))
         if finished or letters:
             for follower in self._followers:

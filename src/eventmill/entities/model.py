@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from functools import cached_property
 from typing import Any
 
 from eventmill.entities.states import State
@@ -49,7 +50,7 @@ class Limits:
     instances: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Action:
     """One revision of an action: what an activation was recorded with stays what it runs.
 
@@ -82,17 +83,17 @@ class Action:
     binding: str | None = None
     """Qualified name of the binding through which it was found, whose parameters it has, too."""
 
-    @property
+    @cached_property
     def gets_key(self) -> bool:
         """Whether its code is given a key for the API, which is good while its activation is under way."""
         return self.annotations.get("provide-api-key") is True
 
-    @property
+    @cached_property
     def qualified(self) -> str:
         """`namespace/[package/]name`."""
         return f"{self.namespace}/{self.name}"
 
-    @property
+    @cached_property
     def category(self) -> Category:
         match self.kind:
             case "job" | "sequence" | "map":

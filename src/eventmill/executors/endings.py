@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from eventmill.entities import Status
 from eventmill.errors import InvalidEvent
@@ -16,8 +15,7 @@ NO_JSON = "The action did not produce a valid JSON or JSON Array response."
 RETRY_AFTER_S_MAX = 366 * 86400.0
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(NamedTuple):
     """What `Finished` says of an attempt's end, but for times and logs."""
 
     status: Status

@@ -222,8 +222,9 @@ class Store(ABC):
         """False: nothing will be written any more (closed, or the disk has failed)."""
 
     @abstractmethod
-    def synced(self) -> asyncio.Future[None]:
-        """Done when everything committed so far is durable; with Unavailable if that can't be."""
+    def synced(self, *, is_busy: bool = True) -> asyncio.Future[None]:
+        """Done when everything committed so far is durable; with Unavailable if that can't be. Not `is_busy`: the loop
+        has nothing better to do than to wait for a quick disk."""
 
     async def durable(self) -> None:
         """Return when everything committed so far is durable. Raises Unavailable."""

@@ -102,8 +102,8 @@ class SqliteStore(Store):
     def writable(self) -> bool:
         return self._sync.works
 
-    def synced(self) -> asyncio.Future[None]:
-        return self._sync.ask()
+    def synced(self, *, is_busy: bool = True) -> asyncio.Future[None]:
+        return self._sync.ask(is_busy=is_busy)
 
     def close(self) -> None:
         self._threads.shutdown()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -57,7 +57,7 @@ def of_document(document: Document) -> Ended:
     status = _STATUSES.get(str(response.get("status")), Status.INTERNAL_ERROR)
     usage = {"openwhisk": str(document.get("activationId", ""))}
     usage |= {name: annotations[name] for name in ("initTime", "waitTime") if name in annotations}
-    ending = replace(_ending(status, result, mark), timed_out=annotations.get("timeout") is True)
+    ending = _ending(status, result, mark)._replace(timed_out=annotations.get("timeout") is True)
     took_ms = document.get("duration")
     return Ended(ending, usage, took_ms if type(took_ms) is int else None, mark.get("quiet") is True)
 

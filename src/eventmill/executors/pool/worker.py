@@ -12,6 +12,7 @@ import fcntl
 import io
 import json
 import os
+import select
 import socket
 import sys
 import termios
@@ -63,6 +64,8 @@ class _Worker:
         self._pipes = (output, errors)
         self._frames = protocol.Frames(FRAME_BYTES_MAX)
         self._pid = os.getpid()
+        self._arrival = select.poll()
+        self._arrival.register(connection, select.POLLIN)
         self._result_bytes_max = 0
         self._runtime: Runtime | None = None
         sys.stdout = sys.stderr = None  # those of the zygote
@@ -131,6 +134,8 @@ class _Worker:
 
     def _receive(self) -> bytes:
         while True:
+            # in `recv` itself the server's reading of the last answer would wake it up, too: a socket's memory is free
+            self._arrival.poll()
             data = self._connection.recv(protocol.CHUNK_BYTES)
             if not data:  # the server is gone
                 os._exit(0)
