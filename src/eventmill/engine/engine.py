@@ -84,11 +84,6 @@ class Engine:
         more than was under way when a partition went: nothing of that is handed over before it is taken anew, and then
         all this is dealt with."""
         self._listeners = Listeners(store)
-        self._syncing: asyncio.Future[None] | None = None
-        """What callers wait for, while the disk is at it."""
-        self._held: list[tuple[str, list[Report]]] = []
-        """Said meanwhile of calls that are not written yet: that it is durable is all that comes of it, and for that it
-        has to wait anyway."""
         self._landed = asyncio.Event()
         self._left: deque[Callable[[Turn], Any]] = deque()
         """What is left for further turns, as long as there is more than one turn is asked for."""
@@ -153,7 +148,6 @@ class Engine:
     async def stop(self) -> None:
         """End the loop. What executors had not reported is found by the next server."""
         self._draining = True
-        self._go_on()
         if self._flight.unrecorded:
             self._inbox.request(self._write_calls, own=True)
         self._inbox.close()
@@ -535,9 +529,8 @@ class Engine:
         if turn.finished:
             reached("recorded")
         synced = self._listeners.tell(turn.finished, turn.unawaited, turn.letters, is_busy=self._is_crowded())
-        if synced is not None and self._syncing is None:
-            self._syncing = synced
-            synced.add_done_callback(self._synced)
+        if synced is not None:
+            self._inbox.hold(synced)
 
     def _answer(self, work: Work, turn: Turn) -> None:
         """After the commit: those who have asked, and the counts."""
@@ -591,20 +584,9 @@ class Engine:
 
     async def _listen(self, name: str, executor: Executor) -> None:
         async for said in executor.reports():
-            self._held.append((name, said))
-            is_call = all(report.activation in self._flight.unrecorded for report in said)
-            if self._syncing is None or not is_call or self._inbox.closed:
-                self._go_on()  # with what has come before first: nobody ends before he has begun
-
-    def _synced(self, synced: asyncio.Future[None]) -> None:
-        """The disk is free for what has come meanwhile."""
-        self._syncing = None
-        self._go_on()
-
-    def _go_on(self) -> None:
-        held, self._held = self._held, []
-        for name, said in held:
-            self._inbox.reports(name, said)
+            # of the end of a call without a row all that comes is that it is durable: that waits for the disk anyway
+            can_wait = all(report.activation in self._flight.unrecorded for report in said)
+            self._inbox.reports(name, said, can_wait=can_wait)
 
     def _background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run beside the loop. If it fails, the engine has: the server ends, and the next one finds everything."""

@@ -89,6 +89,8 @@ class Inbox:
         self._done: list[asyncio.Future[None]] = []
         self._arrived = asyncio.Event()
         self._arrivals = 0
+        self._busy: asyncio.Future[None] | None = None
+        self._held: list[tuple[str, list[Report]]] = []
         self.closed = False
 
     async def batch(self, batch: Batch) -> None:
@@ -99,9 +101,26 @@ class Inbox:
         self._arrive()
         await done
 
-    def reports(self, executor: str, reports: list[Report]) -> None:
-        self._work.reports.append((executor, reports))
-        self._arrive()
+    def hold(self, busy: asyncio.Future[None]) -> None:
+        """The disk is busy until then: reports that can wait are for one turn after it."""
+        if self._busy is None:
+            self._busy = busy
+            busy.add_done_callback(self._free)
+
+    def reports(self, executor: str, reports: list[Report], *, can_wait: bool = False) -> None:
+        self._held.append((executor, reports))
+        if self._busy is None or not can_wait or self.closed:
+            self._let_go()  # those that have come before, too: nothing ends before it has begun
+
+    def _free(self, busy: asyncio.Future[None]) -> None:
+        self._busy = None
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._held:
+            self._work.reports += self._held
+            self._held = []
+            self._arrive()
 
     def request(self, ask: Callable[[Turn], Any], *, own: bool = False) -> asyncio.Future[Any]:
         """Ask something of the next turn."""
@@ -121,6 +140,7 @@ class Inbox:
     def close(self) -> None:
         """Nothing more is waited for; what has come is still taken, but for records, which stay in the log."""
         self.closed = True
+        self._let_go()
         self._arrived.set()
 
     async def take(self) -> tuple[Work, list[asyncio.Future[None]]] | None:

@@ -252,6 +252,11 @@ class Turn:
                 activation.params = decide.merge(action.parameters, payload)
                 self._queue_up(action, activation)
 
+    def record(self, activation: Activation) -> None:
+        """Record a new activation."""
+        self.version += 1
+        self._known[activation.id] = self._new[activation.id] = activation
+
     def again(self, row: Activation) -> None:
         """Another attempt of what has failed or was cancelled: functions and jobs queue up again, chains and maps go on
         where they failed. All rows have been written."""
@@ -349,6 +354,11 @@ class Turn:
                 self._letter(row, kind, _reason(row))
             if on_error and not is_own_call:
                 self._begin_on_error(row)
+
+    def _is_asked_for(self, type: str) -> bool:
+        """Whether an event of this type is for anybody: a rule, or those who read the log elsewhere."""
+        types = self.book.types()
+        return self.tells_all or types is None or type in types
 
     def settle(self) -> None:
         """Steps that have ended move their chains on, until nothing moves any more."""
@@ -559,16 +569,6 @@ class Turn:
         """Put a record into the log again."""
         self.version += 1
         self._events.append(record)
-
-    def _is_asked_for(self, type: str) -> bool:
-        """Whether an event of this type is for anybody: a rule, or those who read the log elsewhere."""
-        types = self.book.types()
-        return self.tells_all or types is None or type in types
-
-    def record(self, activation: Activation) -> None:
-        """Record a new activation."""
-        self.version += 1
-        self._known[activation.id] = self._new[activation.id] = activation
 
 
 _RETRIES_MAX = 1000
