@@ -7,6 +7,7 @@ nor any batch system. Everything runs on the event loop; what takes long is in e
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -21,7 +22,7 @@ from eventmill.backbone import Assigned, Backbone, Partition
 from eventmill.config import Settings
 from eventmill.engine import decide, recovery, reports, requests
 from eventmill.engine.flight import Flight
-from eventmill.engine.inbox import Inbox, Refused, Work
+from eventmill.engine.inbox import Inbox, Refused, Request, Work
 from eventmill.engine.joining import Joiner
 from eventmill.engine.lint import Finding, lint
 from eventmill.engine.listeners import Listeners, News
@@ -126,7 +127,6 @@ class Engine:
             for reader in readers:
                 if not reader.done():
                     reader.set_result(None)
-            self._arm()
         self._stopped.set()
 
     async def drain(self) -> None:
@@ -192,7 +192,7 @@ class Engine:
             binding=binding,
             awaited=bool(wait_s),
         )
-        asked: asyncio.Future[Activation] = self._inbox.request(ask)
+        asked: asyncio.Future[Activation] = self._at_once(ask)
         if wait_s:
             if (ended := await self._listeners.end(id, asked, wait_s)) is not None:
                 return ended
@@ -343,11 +343,33 @@ class Engine:
                     await self._deal_with(single)
                 return
             turn = await self._alone(work, e)
+        self._conclude(work, turn)
+
+    def _at_once(self, ask: Callable[[Turn], Any]) -> asyncio.Future[Any]:
+        """Ask something of a turn: of one of its own if nothing else is to be done, and it takes no transaction."""
+        request = Request(ask, asyncio.get_running_loop().create_future())
+        work, turn = Work(requests=[request]), None
+        if self._inbox.is_idle and not self._is_crowded():
+            with contextlib.suppress(Exception):  # a bug: the loop puts aside what can't be dealt with
+                turn = self._without_store(work)
+        if turn is None:
+            self._inbox.put(request)
+        else:
+            try:
+                self._conclude(work, turn)
+            except BaseException as e:
+                self._fail(e, "a call")
+                raise
+        return request.future
+
+    def _conclude(self, work: Work, turn: Turn) -> None:
+        """After the commit: what comes of it."""
         reached("committed")
         # first what makes others work, the disk and the executors; the rest is done meanwhile
         self._tell(turn)
         self._hand_over(turn)
         self._answer(work, turn)
+        self._arm()
 
     def _without_store(self, work: Work) -> Turn | None:
         """A turn of calls that have nothing to be written yet, and nothing to be read: what they go by is in memory.
@@ -597,9 +619,13 @@ class Engine:
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None and self.problem is None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error, task.get_name())
+
+    def _fail(self, error: BaseException, where: str) -> None:
+        if self.problem is None:
             self.problem = error
-            _log.critical("the engine has stopped in %s", task.get_name(), exc_info=error)
+            _log.critical("the engine has stopped in %s", where, exc_info=error)
             self._inbox.close()
             self._stopped.set()
 

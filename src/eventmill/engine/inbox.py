@@ -89,6 +89,7 @@ class Inbox:
         self._done: list[asyncio.Future[None]] = []
         self._arrived = asyncio.Event()
         self._arrivals = 0
+        self._waits = False
         self._busy: asyncio.Future[None] | None = None
         self._held: list[tuple[str, list[Report]]] = []
         self.closed = False
@@ -122,12 +123,20 @@ class Inbox:
             self._held = []
             self._arrive()
 
+    @property
+    def is_idle(self) -> bool:
+        """The taker waits, and nothing has come yet."""
+        return self._waits and not self._arrived.is_set()
+
+    def put(self, request: Request) -> None:
+        self._work.requests.append(request)
+        self._arrive()
+
     def request(self, ask: Callable[[Turn], Any], *, own: bool = False) -> asyncio.Future[Any]:
         """Ask something of the next turn."""
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._work.requests.append(Request(ask, future, own))
-        self._arrive()
-        return future
+        request = Request(ask, asyncio.get_running_loop().create_future(), own)
+        self.put(request)
+        return request.future
 
     def _arrive(self) -> None:
         self._arrivals += 1
@@ -152,7 +161,9 @@ class Inbox:
         """
         if not self.closed:
             is_alone = not (self._arrived.is_set() or self._is_crowded())
+            self._waits = True
             await self._arrived.wait()
+            self._waits = False
             seen = -1
             for _ in range(0 if is_alone else _PASSES_MAX):
                 await asyncio.sleep(0)
