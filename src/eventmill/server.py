@@ -272,6 +272,7 @@ def _files(
     settings: Settings, backbone: Backbone, store: Store, paths: PathTable
 ) -> Iterator[Coroutine[Any, Any, None]]:
     for row in settings.files:
+        _log.info("watching %s", row.path)
         yield FileSource(row.path, _emitter(backbone), _State(store), paths, start=row.start).run()
 
 

@@ -174,15 +174,15 @@ def test_answers(answers: tuple[Client, type[_Answers]]) -> None:
         (
             error(400, "The request content was malformed:\nnope"),
             Refused,
-            "GET /x: The request content was malformed: nope",
+            "The request content was malformed: nope",
         ),
         (
             error(404, "The requested resource does not exist."),
             NotFound,
             "GET /x: The requested resource does not exist.",
         ),
-        (error(409, "resource already exists"), Refused, "GET /x: resource already exists"),
-        (error(503, "no room"), Unavailable, "GET /x: no room; the same request may succeed later"),
+        (error(409, "resource already exists"), Refused, "resource already exists"),
+        (error(503, "no room"), Unavailable, "no room; the same request may succeed later"),
         ((502, "text/html", b"<h1>Bad\n gateway</h1>"), Refused, "GET /x: <h1>Bad gateway</h1>"),
         ((500, "text/plain", b""), Refused, "GET /x: HTTP status 500"),
     ],

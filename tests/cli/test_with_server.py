@@ -151,7 +151,7 @@ mill.on(cron("99 * * * *"), slow)
     ran = lab("deploy", lab.write("wrong.py", wrong), *options)
     assert (ran.code, ran.out) == (2, "")
     lines = ran.err.splitlines()
-    assert lines[0] == "eventmill: wrong.py:8: rule 'slow': cron '99 * * * *': Bad minute"
+    assert lines[0] == "eventmill: wrong.py:8: rule 'slow': cron '99 * * * *': Bad minute (from 0 to 59)"
     assert lines[1].startswith("eventmill: wrong.py:4: action 'wrong/slow': requirement failed: duration 7200000 mill")
     assert lines[2].startswith("eventmill: wrong.py:6: action 'wrong/heavy': job.sub, line 9: 'getenv' is refused")
     assert len(lines) == 3

@@ -104,9 +104,7 @@ def test_globals_survive_in_a_warm_worker_and_the_call_s_environment_changes(tmp
     async def work(driver: Driver, library: Library) -> None:
         action = library.text(source)
         first = attempt(action)
-        traced = attempt(action)
-        object.__setattr__(traced, "traceparent", "00-1-2-01")
-        object.__setattr__(traced, "transaction", "tid")
+        traced = attempt(action)._replace(traceparent="00-1-2-01", transaction="tid")
         ends = [(await driver.run(each))[0] for each in (first, traced, attempt(action))]
         assert [value(end)["calls"] for end in ends] == [1, 2, 3]
         assert [value(end)["__OW_ACTIVATION_ID"] for end in ends] == [end.activation for end in ends]

@@ -158,8 +158,7 @@ def test_it_stays_warm_and_each_call_has_its_own_lines_and_names(tmp_path: Path,
     async def work(driver: Driver, library: Library) -> None:
         action = same(library, kind, "warm")
         for calls in (1, 2, 3):
-            each = attempt(action)
-            object.__setattr__(each, "transaction", f"tid{calls}")
+            each = attempt(action)._replace(transaction=f"tid{calls}")
             (end,) = await driver.run(each)
             assert value(end) == {"calls": calls, "id": each.activation, "tid": f"tid{calls}"}
             assert [line.partition(" ")[2] for line in end.logs] == [f"stdout: call {calls}"]
@@ -551,8 +550,7 @@ def test_two_namespaces_that_call_one_action_do_not_share_a_worker(tmp_path: Pat
     async def work(driver: Driver, library: Library) -> None:
         action = js(library, "let calls = 0; const main = () => ({ calls: ++calls, ns: process.env.__OW_NAMESPACE })")
         for caller, calls in (("", 1), ("a", 1), ("b", 1), ("a", 2), ("", 2)):
-            each = attempt(action)
-            object.__setattr__(each, "caller", caller)
+            each = attempt(action)._replace(caller=caller)
             (end,) = await driver.run(each)
             assert value(end) == {"calls": calls, "ns": caller or "guest"}
 

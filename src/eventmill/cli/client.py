@@ -32,12 +32,11 @@ PAGE = 200
 
 
 class Refused(EventmillError):
-    """The server has understood the request and said no: `status` is its HTTP status, `reason` its own words."""
+    """The server has understood the request and said no, in its own words: `status` is its HTTP status."""
 
-    def __init__(self, reason: str, status: int, what: str) -> None:
-        super().__init__(f"{what}: {reason}")
+    def __init__(self, reason: str, status: int) -> None:
+        super().__init__(reason)
         self.status = status
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,13 +188,14 @@ class Client:
         reason = _reason(answer)
         if answer.status_code == 401:
             return Refused(
-                f"the server at {self.target.url} does not accept the key (from {self.target.key_from})", 401, what
+                f"the server at {self.target.url} does not accept the key (from {self.target.key_from})", 401
             )
         if answer.status_code == 404:
             return NotFound(_missing(what, reason))
         if answer.status_code == 503:
-            return Unavailable(f"{what}: {reason}; the same request may succeed later")
-        return Refused(reason, answer.status_code, what)
+            return Unavailable(f"{reason}; the same request may succeed later")
+        # what is not for people to mend should name what we have asked for
+        return Refused(reason if answer.status_code < 500 else f"{what}: {reason}", answer.status_code)
 
 
 def segment(name: str) -> str:

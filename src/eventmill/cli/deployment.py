@@ -70,7 +70,7 @@ def carry_out(
             undo.remember(change, old)
         except (NotFound, Refused) as e:
             undo.everything()
-            return [replace(change, outcome="refused", reason=e.reason if isinstance(e, Refused) else str(e))]
+            return [replace(change, outcome="refused", reason=str(e))]
         done(change)
     return [_removed(client, namespace, change) if change.outcome == "deleted" else change for change in changes]
 
@@ -116,7 +116,7 @@ def _removed(client: Client, namespace: str, change: Change) -> Change:
     except NotFound:
         return change  # somebody else has deleted it meanwhile: that is what was wanted
     except Refused as e:
-        return replace(change, outcome="refused", reason=e.reason)
+        return replace(change, outcome="refused", reason=str(e))
     return change
 
 

@@ -159,7 +159,7 @@ def delete(
         try:
             gone = client.delete(f"{PATH}/{_segment(name)}", force=force)
         except Refused as e:
-            raise EventmillError(e.reason.replace("with force=true", "with --force")) from e
+            raise EventmillError(str(e).replace("with force=true", "with --force")) from e
     if json:
         output.json_line(gone)
     else:

@@ -192,7 +192,7 @@ class Engine:
             binding=binding,
             awaited=bool(wait_s),
         )
-        asked: asyncio.Future[Activation] = self._at_once(ask)
+        asked: asyncio.Future[Activation] = self._at_once(ask) if wait_s else self._inbox.request(ask)
         if wait_s:
             if (ended := await self._listeners.end(id, asked, wait_s)) is not None:
                 return ended
@@ -353,6 +353,7 @@ class Engine:
             with contextlib.suppress(Exception):  # a bug: the loop puts aside what can't be dealt with
                 turn = self._without_store(work)
         if turn is None:
+            request.needs_store = True
             self._inbox.put(request)
         else:
             try:
@@ -377,6 +378,8 @@ class Engine:
         if not self._store.writable:
             return None
         if not work.requests or work.batches or work.reports or self._caught_up_with != self._store.version:
+            return None
+        if any(request.needs_store for request in work.requests):
             return None
         try:
             return self._take_in(self._new_turn(_NO_STORE), work)

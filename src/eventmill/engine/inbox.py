@@ -32,6 +32,8 @@ class Request:
     future: asyncio.Future[Any]
     own: bool = False
     """The engine's own: it is never refused, but waits."""
+    needs_store: bool = False
+    """It has been tried without a transaction."""
     answer: Any = None
     refused: EventmillError | None = None
 
@@ -162,8 +164,10 @@ class Inbox:
         if not self.closed:
             is_alone = not (self._arrived.is_set() or self._is_crowded())
             self._waits = True
-            await self._arrived.wait()
-            self._waits = False
+            try:
+                await self._arrived.wait()
+            finally:
+                self._waits = False
             seen = -1
             for _ in range(0 if is_alone else _PASSES_MAX):
                 await asyncio.sleep(0)

@@ -55,6 +55,14 @@ _TOGETHER_MAX: Final = 500
 EVERY_MIN_S: Final = 1.0
 EVERY_MAX_S: Final = 366 * 86400.0
 _KEYS: Final = frozenset({"cron", "timezone", "every_s", "at", "start", "stop", "payload"})
+_BOUNDS: Final = {
+    "second": "0 to 59",
+    "minute": "0 to 59",
+    "hour": "0 to 23",
+    "day-of-month": "1 to 31",
+    "month": "1 to 12",
+    "day-of-week": "0 to 7, both Sunday",
+}
 _TIME_MS_MAX: Final = 253_370_764_800_000
 """The year 9999."""
 MISSED_MAX: Final = 1000
@@ -237,7 +245,9 @@ def _parse_cron(name: str, cron: Any, timezone: Any) -> Schedule:
     try:
         never = schedule.next_after(0) is None
     except CronSimError as e:
-        raise InvalidSchedule(name, "cron", f"cron '{cron}': {e}") from None
+        field = str(e).removeprefix("Bad ")
+        bounds = f" (from {_BOUNDS[field]})" if field in _BOUNDS else ""
+        raise InvalidSchedule(name, "cron", f"cron '{cron}': {e}{bounds}") from None
     if never:
         raise InvalidSchedule(name, "cron", f"cron '{cron}' is never due")
     return schedule

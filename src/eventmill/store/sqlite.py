@@ -3,8 +3,9 @@
 One connection writes, on the event loop: a batch of rows costs less than handing it to a thread. Commits are
 `synchronous=NORMAL`: they are in the WAL, which survives the death of the process. Durability against a power cut is
 one `fdatasync` of the WAL (`sync`), shared by all who wait at that moment (group commit): it covers every commit
-before it, so that a slow disk delays those who asked for it, and nobody else. Checkpoints run on a connection of
-their own in a thread. If syncing fails the store refuses everything from then on: what the disk holds is not known.
+before it, so that a slow disk delays those who asked for it, and nobody else (a quick one the loop waits for itself
+where it has nothing else to do: `sync`). Checkpoints run on a connection of their own in a thread. If syncing fails the
+store refuses everything from then on: what the disk holds is not known.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class SqliteStore(Store):
         return self._sync.works
 
     def synced(self, *, is_busy: bool = True) -> asyncio.Future[None]:
-        return self._sync.ask(is_busy=is_busy)
+        return self._sync.ask(is_busy=is_busy or self._wal.is_writing_back)
 
     def close(self) -> None:
         self._threads.shutdown()

@@ -43,12 +43,17 @@ class Wal:
         self._low = max(0, os.fstat(self.file).st_size - _LOW_BYTES) // _FRAME_BYTES
         """With so many frames the end of the file is near."""
 
+    @property
+    def is_writing_back(self) -> bool:
+        """The disk is at work, and may be for longer than usual."""
+        return self._running is not None and not self._running.done()
+
     def consider(self) -> None:
         """After a commit: see whether it is time for one of these."""
         frames = int.from_bytes(self._counts[16:20], sys.byteorder)
         if frames >= self._low:
             self._lay_out(frames)
-        if frames < _CHECKPOINT_FRAMES or (self._running is not None and not self._running.done()):
+        if frames < _CHECKPOINT_FRAMES or self.is_writing_back:
             return
         written_back = int.from_bytes(self._counts[96:100], sys.byteorder)
         if frames - written_back >= _CHECKPOINT_FRAMES:
