@@ -13,9 +13,12 @@ import pytest
 from eventmill.engine import engine as engine_module
 from eventmill.engine import reports
 from eventmill.engine.audit import forget
+from eventmill.engine.inbox import Request, Work
+from eventmill.engine.turn import Turn
 from eventmill.entities import Activation, State, Status
 from eventmill.errors import Conflict, NotFound, Unavailable
 from eventmill.executors import Accepted
+from eventmill.store import Tx
 from tests.engine.world import World, event, world
 
 
@@ -400,5 +403,33 @@ def test_what_ends_while_the_disk_is_busy_is_written_together(tmp_path: Path, mo
             assert [(await call).state for call, _ in calls] == [State.SUCCEEDED] * 4
             await w.emit(event())
             await w.until_finished(6)
+
+    run(body)
+
+
+@pytest.mark.usefixtures("never_late")
+def test_several_calls_of_a_function_begin_without_a_transaction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        async with world(tmp_path, {"f": same}) as w:
+            await w.action("f")
+            w.functions.hold.add("f")
+            calls = [await begun(w)]  # which makes the action known
+            asked: list[Request] = []
+            transact = w.engine._turn
+
+            def turn(tx: Tx, work: Work, alone: bool = False) -> Turn:
+                asked.extend(work.requests)
+                return transact(tx, work, alone)
+
+            monkeypatch.setattr(w.engine, "_turn", turn)
+            for _ in range(3):
+                await w.quiet()  # its start is told in a turn of its own
+                calls.append(await begun(w))
+            assert not asked
+            for _, id in calls:
+                end(w, id)
+            assert [(await call).state for call, _ in calls] == [State.SUCCEEDED] * 4
 
     run(body)

@@ -352,8 +352,8 @@ class Engine:
         if self._inbox.is_idle and not self._is_crowded():
             with contextlib.suppress(Exception):  # a bug: the loop puts aside what can't be dealt with
                 turn = self._without_store(work)
+            request.needs_store = turn is None
         if turn is None:
-            request.needs_store = True
             self._inbox.put(request)
         else:
             try:
