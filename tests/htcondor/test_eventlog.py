@@ -766,7 +766,7 @@ def test_a_pool_that_rotates_its_log(pytestconfig: pytest.Config, tmp_path: Path
         async with asyncio.timeout(TIMEOUT_S), aclosing(aiter(HistoryDir(history))) as lists:  # type: ignore[type-var]
             async for batch in lists:
                 found += batch
-                if len(found) >= JOBS:
+                if len({ad.proc for ad in found}) >= JOBS:  # an ad may come again
                     break
         return found
 
@@ -785,7 +785,7 @@ def test_a_pool_that_rotates_its_log(pytestconfig: pytest.Config, tmp_path: Path
         assert twice <= {event.key for event in informed}
         assert len(twice) < JOBS / 2
         final = asyncio.run(ads())
-        assert sorted(ad.proc for ad in final) == list(range(JOBS))
+        assert {ad.proc for ad in final} == set(range(JOBS))
         assert {(ad.attributes["JobStatus"], ad.attributes["ExitCode"]) for ad in final} == {(4, 0)}
         # HTCondor's old syntax: a backslash stands for itself
         assert final[0].attributes["Note"] == 'a "b" \\\\ c\\n'
